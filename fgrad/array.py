@@ -1,0 +1,221 @@
+"""`Array`: what every fgrad function takes and returns, and its concrete form on a NumPy buffer.
+
+`Array` is the common base of `ConcreteArray` (a value) and `Tracer` (a value to be, see `trace.py`), so `isinstance(x,
+fgrad.Array)` holds inside and outside of traces. Operators and methods (`x + y`, `x.sum()`, `x.at[i].set(v)`) are installed by
+`fgrad.numpy.methods`, which sits above the operations they call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fgrad import dtypes
+from fgrad.errors import FgradTypeError, FgradValueError, message
+from fgrad.ir import Type
+
+
+class Array:
+    """An n-dimensional array of one dtype. Immutable: operations return new arrays.
+
+    >>> import fgrad.numpy as fnp
+    >>> x = fnp.array([1.0, 2.0])
+    >>> x.at[0].set(5.0)
+    Array([5., 2.], dtype=float32)
+    """
+
+    __slots__ = ()
+    type: Type
+
+    # Win over NumPy's own operators in `np.ndarray + Array`.
+    __array_priority__ = 1000
+    __array_ufunc__ = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.type.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.type.shape)
+
+    @property
+    def size(self) -> int:
+        return self.type.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.type.nbytes
+
+    @property
+    def itemsize(self) -> int:
+        return self.type.dtype.itemsize
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise FgradTypeError(message("len", "a 0-dimensional array has no length", "use .size, or .item() for its value"))
+        return self.shape[0]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise FgradTypeError(
+            message("x[index] = value", "fgrad arrays are immutable", "write `x = x.at[index].set(value)` (also .add, .mul, .min, .max)")
+        )
+
+    def _in_place(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    def __hash__(self) -> int:
+        raise FgradTypeError(message("hash", "arrays are not hashable", "use id(x), or np.asarray(x).tobytes() as a key"))
+
+
+class ConcreteArray(Array):
+    """An array with a value: a C-contiguous or strided NumPy buffer that nobody writes to any more."""
+
+    __slots__ = ("__weakref__", "_data", "_ptr", "type")
+
+    def __init__(self, data: np.ndarray):
+        self._data = data
+        self.type = Type(data.shape, data.dtype)
+        self._ptr: int | None = None
+
+    @property
+    def data(self) -> np.ndarray:
+        """The NumPy buffer, for fgrad's own use."""
+        if self._data is None:
+            raise FgradValueError(
+                message("Array", "this array was donated to a jitted function and no longer has a value", "use the array that the function returned, or drop `donate`")
+            )
+        return self._data
+
+    @property
+    def is_deleted(self) -> bool:
+        return self._data is None
+
+    def _delete(self) -> None:
+        """Give the buffer up: it was donated."""
+        self._data = None  # type: ignore[assignment]
+        self._ptr = None
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        data = self.data
+        if dtype is not None and np.dtype(dtype) != data.dtype:
+            if copy is False:
+                raise ValueError(f"np.asarray(copy=False): converting {data.dtype} to {dtype} needs a copy")
+            return data.astype(dtype)
+        if copy:
+            return data.copy()
+        view = data.view()
+        view.flags.writeable = False
+        return view
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        if self.dtype == dtypes.bfloat16:
+            raise BufferError("NumPy cannot export bfloat16 through DLPack; export x.view('uint16') or x.astype('float32')")
+        return self.data.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def item(self, *index: int) -> Any:
+        """The only element (or the one at `index`) as a Python scalar."""
+        return self.data.item(*index)
+
+    def tolist(self) -> Any:
+        return self.data.tolist()
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __int__(self) -> int:
+        return int(self.data)
+
+    def __complex__(self) -> complex:
+        return complex(self.data)
+
+    def __index__(self) -> int:
+        return self.data.__index__()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.data[()] if self.ndim == 0 else self.data, spec)
+
+    def __str__(self) -> str:
+        return str(self.data)
+
+    def __repr__(self) -> str:
+        prefix = "Array("
+        body = np.array2string(self.data, separator=", ", prefix=prefix)
+        return f"{prefix}{body}, dtype={self.dtype})"
+
+    def __copy__(self) -> ConcreteArray:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> ConcreteArray:
+        return ConcreteArray(self.data.copy())
+
+    def __reduce__(self) -> Any:
+        return (ConcreteArray, (self.data,))
+
+    def block_until_ready(self) -> ConcreteArray:
+        """Return at once: CPU computation is synchronous. For code written for asynchronous devices."""
+        return self
+
+
+def is_scalar(x: Any) -> bool:
+    """A bare Python scalar: weak in promotion. (NumPy's scalars are not: they carry a dtype.)"""
+    return type(x) in (int, float, bool, complex)
+
+
+def from_numpy(data: Any) -> ConcreteArray:
+    """Wrap a NumPy array without copying it. The caller promises not to write to it any more."""
+    data = np.asarray(data)
+    if data.dtype not in dtypes.ALL:
+        raise FgradTypeError(
+            message("asarray", f"dtype {data.dtype} is not supported", "use bool, (u)int8-64, float16, bfloat16, float32, float64, complex64 or complex128")
+        )
+    if not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))
+    return ConcreteArray(data)
+
+
+def concrete(x: Any, dtype: np.dtype | None = None) -> ConcreteArray:
+    """A concrete array of a Python scalar, (nested) list or anything with `__array__`.
+
+    Python floats become float32 and Python ints int64 unless `dtype` says otherwise; NumPy arrays keep their dtype.
+    """
+    if isinstance(x, ConcreteArray) and (dtype is None or x.dtype == dtype):
+        return x
+    if is_scalar(x):
+        wanted = dtype or dtypes.of_scalar(x)
+        try:
+            return ConcreteArray(np.asarray(x, dtype=wanted))
+        except OverflowError:
+            raise FgradValueError(message("asarray", f"the Python integer {x} does not fit {wanted}")) from None
+    if isinstance(x, (list, tuple)):
+        data = np.asarray(x)
+        if dtype is None and data.dtype == np.float64 and not _has_numpy_leaf(x):
+            dtype = dtypes.default_float
+        elif dtype is None and data.dtype == np.complex128 and not _has_numpy_leaf(x):
+            dtype = dtypes.complex64
+    else:
+        data = np.asarray(x)
+    if dtype is not None and data.dtype != dtype:
+        data = data.astype(dtype)
+    return from_numpy(data)
+
+
+def _has_numpy_leaf(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return any(_has_numpy_leaf(v) for v in x)
+    return isinstance(x, (np.ndarray, np.generic))

@@ -1,0 +1,198 @@
+"""A compiled program before code: buffers and the steps that fill them, in order.
+
+The passes turn a graph into a `Program`; `passes.memory` gives each temporary its place in the arena; `codegen.llvm` prints
+all native steps as one function over a table of pointers; `runtime.executable` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fgrad.codegen.loops import Kernel
+from fgrad.ir import Eqn, Primitive
+
+
+@dataclass(eq=False)
+class Buf:
+    """A dense row-major array. kind: "input", "output" (allocated by the caller), "temp" (in the arena), "const" (a small
+    NumPy array kept with the program, `value`), "status" (one int64: first failed check), or "view": the bytes of `base`
+    from `byte_offset` on, seen with another shape/dtype; a view whose `stride_of` loop is set moves by `byte_stride` an iteration."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    kind: str = "temp"
+    base: Buf | None = None
+    byte_offset: int = 0
+    byte_stride: int = 0
+    value: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def root(self) -> Buf:
+        """The buffer that owns the bytes."""
+        return self if self.base is None else self.base.root
+
+
+class Step:
+    """One unit of work. `reads`/`writes` are the Bufs it touches; `eqns` the graph equations it came from."""
+
+    reads: tuple[Buf, ...] = ()
+    writes: tuple[Buf, ...] = ()
+    eqns: tuple[Eqn, ...] = ()
+
+
+@dataclass(eq=False)
+class KernelStep(Step):
+    """Run a loop nest; `args[i]` is bound to `kernel.buffers[i]`."""
+
+    kernel: Kernel
+    args: tuple[Buf, ...]
+    eqns: tuple[Eqn, ...] = ()
+    in_place: tuple[tuple[Buf, Buf], ...] = ()  # (written, read) pairs that may share bytes: same index read before written
+
+    @property
+    def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return tuple(a for a, b in zip(self.args, self.kernel.buffers, strict=True) if b.role != "out")
+
+    @property
+    def writes(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return tuple(a for a, b in zip(self.args, self.kernel.buffers, strict=True) if b.role != "in")
+
+
+@dataclass(eq=False)
+class ContractStep(Step):
+    """`out = lhs . rhs` as a `codegen.contraction.Contraction`."""
+
+    spec: Any
+    out: Buf
+    lhs: Buf
+    rhs: Buf
+    workspace: Buf | None = None
+    eqns: tuple[Eqn, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return (self.lhs, self.rhs)
+
+    @property
+    def writes(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return (self.out,) if self.workspace is None else (self.out, self.workspace)
+
+
+@dataclass(eq=False)
+class CopyStep(Step):
+    """Copy `src` to `dst` (same number of bytes)."""
+
+    dst: Buf
+    src: Buf
+    eqns: tuple[Eqn, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return (self.src,)
+
+    @property
+    def writes(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return (self.dst,)
+
+
+@dataclass(eq=False)
+class HostStep(Step):
+    """A cut in the native code: call the primitive's NumPy definition on views of the buffers and copy the results in."""
+
+    prim: Primitive
+    params: dict[str, Any]
+    inputs: tuple[Buf, ...]
+    outputs: tuple[Buf, ...]
+    eqns: tuple[Eqn, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return self.inputs
+
+    @property
+    def writes(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return self.outputs
+
+
+@dataclass(eq=False)
+class Block:
+    steps: list[Step]
+
+
+@dataclass(eq=False)
+class SwitchStep(Step):
+    """Run `branches[clip(index)]` (an int64 buffer of one element)."""
+
+    index: Buf
+    branches: tuple[Block, ...]
+    eqns: tuple[Eqn, ...] = ()
+
+
+@dataclass(eq=False)
+class WhileStep(Step):
+    """`while (run cond; pred): run body`. The body ends with copies into the carried buffers."""
+
+    cond: Block
+    pred: Buf
+    body: Block
+    eqns: tuple[Eqn, ...] = ()
+
+
+@dataclass(eq=False)
+class ForStep(Step):
+    """`for i in range(length)`: views in `moving` start at byte_offset and move by byte_stride each iteration."""
+
+    length: int
+    body: Block
+    moving: tuple[Buf, ...]
+    eqns: tuple[Eqn, ...] = ()
+
+
+@dataclass(eq=False)
+class Program:
+    """`donated[i] = j`: input i's bytes may be used for output j."""
+
+    name: str
+    inputs: tuple[Buf, ...]
+    outputs: tuple[Buf, ...]
+    body: Block
+    status: Buf | None = None
+    checks: list[tuple[str, Any]] = field(default_factory=list)  # status code k -> (what went wrong, Source): checks[k - 1]
+    donated: dict[int, int] = field(default_factory=dict)
+    arena_bytes: int = 0
+    offsets: dict[Buf, int] = field(default_factory=dict)  # temp root -> byte offset in the arena
+
+
+def nested_blocks(step: Step) -> tuple[Block, ...]:
+    if isinstance(step, SwitchStep):
+        return step.branches
+    if isinstance(step, WhileStep):
+        return (step.cond, step.body)
+    if isinstance(step, ForStep):
+        return (step.body,)
+    return ()
+
+
+def walk(block: Block) -> Iterator[Step]:
+    """All steps, nested ones after the step that holds them."""
+    for step in block.steps:
+        yield step
+        for inner in nested_blocks(step):
+            yield from walk(inner)

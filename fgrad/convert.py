@@ -1,0 +1,68 @@
+"""Anything array-like to an `Array`, in the terms of the current trace: the entrance of every public function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fgrad import dtypes
+from fgrad.array import Array, concrete, is_scalar
+from fgrad.errors import FgradTypeError, describe, message
+from fgrad.ops.elementwise import convert
+from fgrad.ops.structure import concatenate, reshape
+
+
+def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Array:
+    """`x` as an Array: Arrays pass through, scalars, lists and NumPy arrays become concrete ones; lists may hold tracers."""
+    if isinstance(x, Array):
+        return x if dtype is None else convert(x, dtype)
+    if is_scalar(x) or isinstance(x, (np.ndarray, np.generic)):
+        return concrete(x, dtype)
+    if isinstance(x, (list, tuple)) and _holds_array(x):
+        from_parts = [as_array(v, call) for v in x]
+        return _stack(from_parts, call, dtype)
+    if isinstance(x, (list, tuple)) or hasattr(x, "__array__") or hasattr(x, "__dlpack__"):
+        try:
+            return concrete(x if isinstance(x, (list, tuple)) else np.asarray(x), dtype)
+        except (ValueError, TypeError) as e:
+            raise FgradTypeError(message(call, f"cannot make an array of {describe(x)}: {e}")) from e
+    hint = "flatten it with fgrad.tree.leaves or use fgrad.tree.map" if isinstance(x, dict) or x is None else "pass an array, a number or a list of numbers"
+    raise FgradTypeError(message(call, f"expected an array, got {describe(x)}", hint))
+
+
+def _holds_array(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return any(_holds_array(v) for v in x)
+    return isinstance(x, Array)
+
+
+def _stack(parts: list[Array], call: str, dtype: np.dtype | None) -> Array:
+    target = dtype or common_dtype([p.dtype for p in parts])
+    if any(p.shape != parts[0].shape for p in parts):
+        raise FgradTypeError(message(call, f"the list's parts differ in shape: {', '.join(describe(p) for p in parts)}"))
+    return concatenate([reshape(convert(p, target), (1, *p.shape)) for p in parts], 0)
+
+
+def common_dtype(found: list[np.dtype]) -> np.dtype:
+    result = found[0]
+    for d in found[1:]:
+        result = dtypes.promote(result, d)
+    return result
+
+
+def promote(*xs: Any, call: str, inexact: bool = False) -> list[Array]:
+    """Arrays of one dtype. Python scalars are weak: they take the dtype of the arrays (unless of a higher kind)."""
+    arrays = [x for x in xs if not is_scalar(x)]
+    if arrays:
+        made = {id(x): as_array(x, call) for x in arrays}
+        dtype = common_dtype([made[id(x)].dtype for x in arrays])
+        for x in xs:
+            if is_scalar(x):
+                dtype = dtypes.weak_promote(dtype, x)
+    else:
+        made = {}
+        dtype = common_dtype([dtypes.of_scalar(x) for x in xs])
+    if inexact:
+        dtype = dtypes.to_inexact(dtype)
+    return [concrete(x, dtype) if is_scalar(x) else convert(made[id(x)], dtype) for x in xs]

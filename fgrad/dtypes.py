@@ -1,0 +1,113 @@
+"""Element types and promotion.
+
+NumPy's rules with three stated differences, all for the sake of training in float32: Python floats make float32
+arrays; an integer (or bool) array with a floating one takes the floating type; bfloat16 with float16 gives float32.
+Python scalars are weak (NEP 50): they take the dtype of the array they meet.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
+int8, int16, int32, int64 = (np.dtype(f"int{b}") for b in (8, 16, 32, 64))
+uint8, uint16, uint32, uint64 = (np.dtype(f"uint{b}") for b in (8, 16, 32, 64))
+bool_ = np.dtype("bool")
+complex64, complex128 = np.dtype("complex64"), np.dtype("complex128")
+
+default_float, default_int = float32, int64
+FLOATS = frozenset({bfloat16, float16, float32, float64})
+COMPLEX = frozenset({complex64, complex128})
+INTS = frozenset({int8, int16, int32, int64, uint8, uint16, uint32, uint64})
+ALL = FLOATS | COMPLEX | INTS | {bool_}
+
+
+def is_float(dtype: np.dtype) -> bool:
+    return dtype in FLOATS
+
+
+def is_complex(dtype: np.dtype) -> bool:
+    return dtype in COMPLEX
+
+
+def is_inexact(dtype: np.dtype) -> bool:
+    """Differentiable: floating or complex."""
+    return dtype in FLOATS or dtype in COMPLEX
+
+
+def is_integer(dtype: np.dtype) -> bool:
+    return dtype in INTS
+
+
+def canonical(dtype: Any) -> np.dtype:
+    """`np.dtype` of anything that names one; `float` and `int` mean the defaults."""
+    if dtype is float:
+        return default_float
+    if dtype is int:
+        return default_int
+    if dtype is complex:
+        return complex64
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return bfloat16
+    result = np.dtype(dtype)
+    if result not in ALL:
+        raise TypeError(f"dtype {result} is not supported; use bool, (u)int8-64, float16, bfloat16, float32, float64 or complex64/128")
+    return result
+
+
+def of_scalar(value: Any) -> np.dtype:
+    """The dtype that a bare Python scalar gets as an array."""
+    if isinstance(value, bool):
+        return bool_
+    if isinstance(value, int):
+        return default_int if -(2**63) <= value < 2**63 else uint64
+    if isinstance(value, float):
+        return default_float
+    if isinstance(value, complex):
+        return complex64
+    raise TypeError(f"not a Python scalar: {type(value).__name__}")
+
+
+@lru_cache(maxsize=None)
+def promote(a: np.dtype, b: np.dtype) -> np.dtype:
+    """The dtype of an operation on arrays of dtypes `a` and `b`."""
+    if a == b:
+        return a
+    for x, y in ((a, b), (b, a)):
+        if x in FLOATS and (y in INTS or y == bool_):
+            return x
+        if x in COMPLEX and (y in INTS or y == bool_):
+            return x
+        if x == bfloat16 and y in FLOATS:
+            return float32 if y == float16 else y
+        if x == bfloat16 and y in COMPLEX:
+            return y
+    return np.promote_types(a, b)
+
+
+def weak_promote(dtype: np.dtype, scalar: Any) -> np.dtype:
+    """The dtype of an operation between an array of `dtype` and a Python scalar."""
+    if isinstance(scalar, bool):
+        return dtype
+    if isinstance(scalar, int):
+        return default_int if dtype == bool_ else dtype
+    if isinstance(scalar, float):
+        return dtype if is_inexact(dtype) else default_float
+    if isinstance(scalar, complex):
+        return dtype if dtype in COMPLEX else complex128 if dtype == float64 else complex64
+    raise TypeError(f"not a Python scalar: {type(scalar).__name__}")
+
+
+def to_inexact(dtype: np.dtype) -> np.dtype:
+    """What `sin`, `/` and `mean` compute in: inexact types stay, the others become the default float."""
+    return dtype if is_inexact(dtype) else default_float
+
+
+@lru_cache(maxsize=None)
+def real_of(dtype: np.dtype) -> np.dtype:
+    return {complex64: float32, complex128: float64}.get(dtype, dtype)

@@ -1,0 +1,215 @@
+"""Elementary and special functions, element by element.
+
+NumPy has no erf, gamma or their kin; there `math` (or a published expansion, cited) is the definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fgrad import dtypes
+from fgrad.array import Array
+from fgrad.ops.builders import ONE, elementwise, full_like
+from fgrad.ops.elementwise import add, div, eq, gt, logical_not, mul, neg, reciprocal, select, square, sub
+from fgrad.trace import bind
+
+
+def _in_float64(f: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
+    """The scalar function `f` on every element, computed in float64 and rounded once."""
+    vectorised = np.frompyfunc(f, 1, 1)
+
+    def impl(x: np.ndarray) -> np.ndarray:
+        return np.asarray(vectorised(x.astype(np.float64)), dtype=np.float64).astype(x.dtype)
+
+    return impl
+
+
+def _sigmoid_impl(x: np.ndarray) -> np.ndarray:
+    half = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + half), half / (1 + half)).astype(x.dtype)
+
+
+def _lgamma(x: float) -> float:
+    if math.isnan(x) or math.isinf(x):
+        return abs(x)
+    try:
+        return math.lgamma(x)
+    except (ValueError, OverflowError):
+        return math.inf
+
+
+def _digamma(x: float) -> float:
+    """Reflection, recurrence up to 10, then the asymptotic series (Abramowitz and Stegun 6.3.6, 6.3.7, 6.3.18)."""
+    if math.isnan(x) or x == math.inf:
+        return x
+    if x == 0:
+        return -math.copysign(math.inf, x)
+    if x == -math.inf or (x < 0 and x == math.floor(x)):
+        return math.nan
+    if x < 0:
+        return _digamma(1 - x) - math.pi / math.tan(math.pi * (x - math.floor(x)))
+    result = 0.0
+    while x < 10:
+        result -= 1 / x
+        x += 1
+    f = 1 / (x * x)
+    series = f * (1 / 12 - f * (1 / 120 - f * (1 / 252 - f * (1 / 240 - f * (1 / 132 - f * (691 / 32760 - f / 12))))))
+    return result + math.log(x) - 0.5 / x - series
+
+
+def _erfinv(y: float) -> float:
+    """Initial guess by Giles (2010), then Newton steps on erf."""
+    if math.isnan(y) or abs(y) > 1:
+        return math.nan
+    if abs(y) == 1:
+        return math.copysign(math.inf, y)
+    a = abs(y)
+    if a < 1e-8:
+        return y * math.sqrt(math.pi) / 2
+    w = math.log1p(-a) + math.log1p(a)
+    t = 2 / (math.pi * 0.147) + w / 2
+    x = math.sqrt(math.sqrt(t * t - w / 0.147) - t)
+    for _ in range(4):
+        error = math.erf(x) - a if a < 0.5 else (1 - a) - math.erfc(x)
+        slope = 2 / math.sqrt(math.pi) * math.exp(-x * x)
+        if slope == 0:
+            break
+        step = error / slope
+        x -= step / (1 + x * step)
+    return math.copysign(x, y)
+
+
+def _logaddexp_partial(which: int) -> Any:
+    def partial(out: Array, x: Array, y: Array) -> Array:
+        mine = (x, y)[which]
+        return select(eq(mine, out), full_like(mine, 1), exp(sub(mine, out)))
+
+    return partial
+
+
+def _pow_impl(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.power(x, y)
+
+
+def _pow_dx(out: Array, x: Array, y: Array) -> Array:
+    zero = eq(y, full_like(y, 0))
+    return select(zero, full_like(x, 0), mul(y, pow(x, select(zero, full_like(y, 1), sub(y, full_like(y, 1))))))
+
+
+def _pow_dy(out: Array, x: Array, y: Array) -> Array:
+    zero = eq(x, full_like(x, 0))
+    return select(zero, full_like(x, 0), mul(log(select(zero, full_like(x, 1), x)), out))
+
+
+def _one_minus(x: Array) -> Array:
+    return sub(full_like(x, 1), x)
+
+
+def _one_plus(x: Array) -> Array:
+    return add(full_like(x, 1), x)
+
+
+_TWO_BY_ROOT_PI = 2 / math.sqrt(math.pi)
+
+
+def _real(name: str, impl: Any, *partials: Any) -> Any:
+    return elementwise(name, impl, partials=partials, accepts=dtypes.is_float)
+
+
+def _inexact(name: str, impl: Any, *partials: Any) -> Any:
+    return elementwise(name, impl, partials=partials, accepts=dtypes.is_inexact)
+
+
+sqrt_p = _inexact("sqrt", np.sqrt, lambda out, x: div(full_like(x, 0.5), out))
+rsqrt_p = _inexact("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype), lambda out, x: mul(full_like(x, -0.5), div(out, x)))
+cbrt_p = _real("cbrt", np.cbrt, lambda out, x: div(full_like(x, 1 / 3), square(out)))
+exp_p = _inexact("exp", np.exp, lambda out, x: out)
+exp2_p = _real("exp2", np.exp2, lambda out, x: mul(full_like(x, math.log(2)), out))
+expm1_p = _real("expm1", np.expm1, lambda out, x: _one_plus(out))
+log_p = _inexact("log", np.log, lambda out, x: reciprocal(x))
+log2_p = _real("log2", np.log2, lambda out, x: div(full_like(x, 1 / math.log(2)), x))
+log10_p = _real("log10", np.log10, lambda out, x: div(full_like(x, 1 / math.log(10)), x))
+log1p_p = _real("log1p", np.log1p, lambda out, x: reciprocal(_one_plus(x)))
+sin_p = _inexact("sin", np.sin, lambda out, x: cos(x))
+cos_p = _inexact("cos", np.cos, lambda out, x: neg(sin(x)))
+tan_p = _inexact("tan", np.tan, lambda out, x: _one_plus(square(out)))
+asin_p = _real("asin", np.arcsin, lambda out, x: rsqrt(_one_minus(square(x))))
+acos_p = _real("acos", np.arccos, lambda out, x: neg(rsqrt(_one_minus(square(x)))))
+atan_p = _real("atan", np.arctan, lambda out, x: reciprocal(_one_plus(square(x))))
+sinh_p = _real("sinh", np.sinh, lambda out, x: cosh(x))
+cosh_p = _real("cosh", np.cosh, lambda out, x: sinh(x))
+tanh_p = _inexact("tanh", np.tanh, lambda out, x: _one_minus(square(out)))
+asinh_p = _real("asinh", np.arcsinh, lambda out, x: rsqrt(_one_plus(square(x))))
+acosh_p = _real("acosh", np.arccosh, lambda out, x: rsqrt(sub(square(x), full_like(x, 1))))
+atanh_p = _real("atanh", np.arctanh, lambda out, x: reciprocal(_one_minus(square(x))))
+sigmoid_p = _real("sigmoid", _sigmoid_impl, lambda out, x: mul(out, _one_minus(out)))
+erf_p = _real("erf", _in_float64(math.erf), lambda out, x: mul(full_like(x, _TWO_BY_ROOT_PI), exp(neg(square(x)))))
+erfc_p = _real("erfc", _in_float64(math.erfc), lambda out, x: mul(full_like(x, -_TWO_BY_ROOT_PI), exp(neg(square(x)))))
+erfinv_p = _real("erfinv", _in_float64(_erfinv), lambda out, x: mul(full_like(x, 1 / _TWO_BY_ROOT_PI), exp(square(out))))
+lgamma_p = _real("lgamma", _in_float64(_lgamma), lambda out, x: digamma(x))
+digamma_p = _real("digamma", _in_float64(_digamma), lambda out, x: _trigamma(x))
+pow_p = elementwise("pow", _pow_impl, partials=(_pow_dx, _pow_dy), accepts=lambda d: d != dtypes.bool_)
+atan2_p = _real(
+    "atan2",
+    np.arctan2,
+    lambda out, y, x: div(x, add(square(x), square(y))),
+    lambda out, y, x: neg(div(y, add(square(x), square(y)))),
+)
+hypot_p = _real("hypot", np.hypot, lambda out, x, y: div(x, out), lambda out, x, y: div(y, out))
+logaddexp_p = _real("logaddexp", np.logaddexp, _logaddexp_partial(0), _logaddexp_partial(1))
+identity_p = elementwise(
+    "identity",
+    lambda x: x,
+    partials=(ONE,),
+    transpose=lambda cts, x: (cts[0],),
+    scalar=lambda emit, x: x,
+    doc="the value itself: a named place in the graph",
+)
+
+
+def _unary(prim: Any) -> Any:
+    def f(x: Array) -> Array:
+        return bind(prim, x)
+
+    f.__name__ = prim.name
+    return f
+
+
+def _binary(prim: Any) -> Any:
+    def f(x: Array, y: Array) -> Array:
+        return bind(prim, x, y)
+
+    f.__name__ = prim.name
+    return f
+
+
+sqrt, rsqrt, cbrt, exp, exp2, expm1 = map(_unary, (sqrt_p, rsqrt_p, cbrt_p, exp_p, exp2_p, expm1_p))
+log, log2, log10, log1p = map(_unary, (log_p, log2_p, log10_p, log1p_p))
+sin, cos, tan, asin, acos, atan = map(_unary, (sin_p, cos_p, tan_p, asin_p, acos_p, atan_p))
+sinh, cosh, tanh, asinh, acosh, atanh = map(_unary, (sinh_p, cosh_p, tanh_p, asinh_p, acosh_p, atanh_p))
+sigmoid, erf, erfc, erfinv = map(_unary, (sigmoid_p, erf_p, erfc_p, erfinv_p))
+lgamma, digamma, identity = map(_unary, (lgamma_p, digamma_p, identity_p))
+pow, atan2, hypot, logaddexp = map(_binary, (pow_p, atan2_p, hypot_p, logaddexp_p))
+
+
+def _trigamma(x: Array) -> Array:
+    """Recurrence by 8 steps, then the asymptotic series (Abramowitz and Stegun 6.4.6, 6.4.12), for x > 0; reflection below."""
+    below = logical_not(gt(x, full_like(x, 0.5)))
+    z = select(below, _one_minus(x), x)
+    total = full_like(x, 0)
+    for _ in range(8):
+        total = add(total, reciprocal(square(z)))
+        z = _one_plus(z)
+    r = reciprocal(z)
+    f = square(r)
+    series = full_like(x, -1 / 30)
+    for c in (1 / 42, -1 / 30, 1 / 6):  # Bernoulli numbers B8, B6, B4, B2
+        series = add(full_like(x, c), mul(f, series))
+    inner = add(r, add(mul(full_like(x, 0.5), f), mul(mul(r, f), series)))
+    value = add(total, inner)
+    s = sin(mul(full_like(x, math.pi), x))
+    return select(below, sub(div(full_like(x, math.pi**2), square(s)), value), value)

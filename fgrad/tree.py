@@ -1,0 +1,55 @@
+"""Pytrees: nested tuples, lists, dicts, namedtuples and registered classes, on top of optree.
+
+`None` is an empty node (no leaf), as in JAX. Dicts are flattened in sorted key order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import optree
+
+NAMESPACE = "fgrad"
+Structure = optree.PyTreeSpec
+
+
+def flatten(tree: Any) -> tuple[list[Any], Structure]:
+    """Leaves of `tree`, left to right, and the structure that puts them back."""
+    leaves, structure = optree.tree_flatten(tree, namespace=NAMESPACE)
+    return leaves, structure
+
+
+def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
+    return optree.tree_unflatten(structure, leaves)
+
+
+def leaves(tree: Any) -> list[Any]:
+    return optree.tree_leaves(tree, namespace=NAMESPACE)
+
+
+def structure(tree: Any) -> Structure:
+    return optree.tree_structure(tree, namespace=NAMESPACE)
+
+
+def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Apply `f` to corresponding leaves; `rest` must have `tree` as a prefix of their structure."""
+    return optree.tree_map(f, tree, *rest, namespace=NAMESPACE)
+
+
+def leaves_with_path(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with dotted names (`conv1.weight`, `0.bias`, and a namedtuple's fields: `mu.0.bias`)."""
+    accessors, found, _ = optree.tree_flatten_with_accessor(tree, namespace=NAMESPACE)
+    names = (".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor) for accessor in accessors)
+    return list(zip(names, found, strict=True))
+
+
+def broadcast_prefix(prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    """Repeat the leaves of `prefix` over the leaves of `tree` below them."""
+    return optree.broadcast_prefix(prefix, tree, is_leaf=is_leaf, none_is_leaf=True, namespace=NAMESPACE)
+
+
+def register(cls: type, flatten_fn: Callable[[Any], tuple[Iterable[Any], Any]], unflatten_fn: Callable[[Any, Any], Any]) -> type:
+    """Register `cls` as a node: `flatten_fn(x) -> (children, metadata)`, `unflatten_fn(metadata, children)`."""
+    optree.register_pytree_node(cls, flatten_fn, unflatten_fn, namespace=NAMESPACE)  # type: ignore[arg-type]
+    return cls

@@ -1,0 +1,153 @@
+"""The two micro-kernels: one tile of the output held in registers while k runs.
+
+*Outer product*: lanes lie along n. For every k, one vector load for each of the tile's columns, one broadcast for
+each of its rows, and ``rows * columns`` fused multiply-adds:
+
+    for k:  b0, b1 = rhs[k, 0:16], rhs[k, 16:32]
+            a = lhs[0, k];  c00 += a*b0;  c01 += a*b1
+            a = lhs[1, k];  c10 += a*b0;  c11 += a*b1
+            ...
+
+*Inner product*: lanes lie along k, which is contiguous in both operands, so nothing needs packing; each element of
+the tile is a vector of partial sums, added up at the end. It serves tiles that are too small to fill vectors along n.
+
+The accumulators are SSA values carried by the loops over k, so they live in registers and never touch the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from llvmlite import ir
+
+from fgrad.codegen.irtools import I32, Emitter, Index, memory_type
+
+# A loop over k: steps (the outermost may be a run-time value), stride in lhs, stride in rhs.
+DepthLevel = tuple[Index, int, int]
+
+
+def emit_outer_product(
+    e: Emitter,
+    lhs: ir.Value,
+    rhs: ir.Value,
+    depth: Sequence[DepthLevel],
+    row_offsets: Sequence[int],
+    widths: Sequence[int],
+    column_offsets: Sequence[int],
+    dtype: np.dtype,
+) -> list[list[ir.Value]]:
+    """Accumulators ``[row][column]``, vectors of the given ``widths``, for operands of type ``dtype``."""
+
+    def multiply(lhs, rhs, sums):
+        columns = [e.load(e.at(rhs, o, dtype), dtype, dtype, w) for o, w in zip(column_offsets, widths)]
+        result = []
+        for row, offset in enumerate(row_offsets):
+            scalar = e.load(e.at(lhs, offset, dtype), dtype, dtype)
+            for column, width in enumerate(widths):
+                old = sums[row * len(widths) + column]
+                result.append(e.multiply_add(e.splat(scalar, width), columns[column], old))
+        return result
+
+    def nest(levels, lhs, rhs, sums):
+        if not levels:
+            return multiply(lhs, rhs, sums)
+        extent, lhs_step, rhs_step = levels[0]
+
+        def body(_, lhs_here, rhs_here, *sums_here):
+            result = nest(levels[1:], lhs_here, rhs_here, list(sums_here))
+            return [e.at(lhs_here, lhs_step, dtype), e.at(rhs_here, rhs_step, dtype), *result]
+
+        return e.loop(extent, body, [lhs, rhs, *sums])[2:]
+
+    start = [e.zero(dtype, width) for _ in row_offsets for width in widths]
+    sums = nest(list(depth), lhs, rhs, start)
+    return [sums[row * len(widths) : (row + 1) * len(widths)] for row in range(len(row_offsets))]
+
+
+def emit_inner_product(
+    e: Emitter,
+    lhs: ir.Value,
+    rhs: ir.Value,
+    depth: Sequence[DepthLevel],
+    row_offsets: Sequence[int],
+    column_offsets: Sequence[int],
+    lanes: int,
+    dtype: np.dtype,
+) -> list[list[ir.Value]]:
+    """Scalars ``[row][column]``; the innermost loop of ``depth`` must be contiguous in both operands."""
+    *outer, (run, lhs_unit, rhs_unit) = depth
+    if (lhs_unit, rhs_unit) != (1, 1) or not isinstance(run, int):
+        raise ValueError(
+            "emit_inner_product: the innermost k loop must have a known extent and strides of one"
+        )
+
+    def multiply(lhs, rhs, sums, width):
+        rows = [_partial_load(e, e.at(lhs, o, dtype), width, lanes, dtype) for o in row_offsets]
+        result = list(sums)
+        for column, offset in enumerate(column_offsets):
+            vector = _partial_load(e, e.at(rhs, offset, dtype), width, lanes, dtype)
+            for row, value in enumerate(rows):
+                at = row * len(column_offsets) + column
+                result[at] = e.multiply_add(value, vector, sums[at])
+        return result
+
+    def innermost(lhs, rhs, sums):
+        whole = run // lanes * lanes
+
+        def body(i, *sums_here):
+            return multiply(e.at(lhs, i, dtype), e.at(rhs, i, dtype), list(sums_here), lanes)
+
+        sums = e.loop(whole, body, sums, step=lanes)
+        if run > whole:
+            sums = multiply(e.at(lhs, whole, dtype), e.at(rhs, whole, dtype), sums, run - whole)
+        return sums
+
+    def nest(levels, lhs, rhs, sums):
+        if not levels:
+            return innermost(lhs, rhs, sums)
+        extent, lhs_step, rhs_step = levels[0]
+
+        def body(_, lhs_here, rhs_here, *sums_here):
+            result = nest(levels[1:], lhs_here, rhs_here, list(sums_here))
+            return [e.at(lhs_here, lhs_step, dtype), e.at(rhs_here, rhs_step, dtype), *result]
+
+        return e.loop(extent, body, [lhs, rhs, *sums])[2:]
+
+    start = [e.zero(dtype, lanes) for _ in row_offsets for _ in column_offsets]
+    sums = [_horizontal_sum(e, value, lanes, dtype) for value in nest(outer, lhs, rhs, start)]
+    columns = len(column_offsets)
+    return [sums[row * columns : (row + 1) * columns] for row in range(len(row_offsets))]
+
+
+def _letters(dtype: np.dtype) -> str:
+    return f"f{8 * dtype.itemsize}"
+
+
+def _partial_load(e: Emitter, pointer, width: int, lanes: int, dtype: np.dtype) -> ir.Value:
+    """The first ``width`` elements at ``pointer`` and zeros after them, reading nothing beyond."""
+    if width == lanes:
+        return e.load(pointer, dtype, dtype, lanes)
+    builder = e.builder
+    if e.target.masked and lanes * dtype.itemsize >= 16:
+        vector = ir.VectorType(memory_type(dtype), lanes)
+        boolean = ir.VectorType(ir.IntType(1), lanes)
+        mask = ir.Constant(boolean, [int(i < width) for i in range(lanes)])
+        name = f"llvm.masked.load.v{lanes}{_letters(dtype)}.p0"
+        function = e.module.globals.get(name)
+        if function is None:
+            kinds = [pointer.type, I32, boolean, vector]
+            function = ir.Function(e.module, ir.FunctionType(vector, kinds), name)
+        return builder.call(function, [pointer, I32(dtype.itemsize), mask, e.zero(dtype, lanes)])
+    part = e.load(pointer, dtype, dtype, width)
+    order = [i if i < width else width for i in range(lanes)]
+    mask = ir.Constant(ir.VectorType(I32, lanes), order)
+    return builder.shuffle_vector(part, e.zero(dtype, width), mask)
+
+
+def _horizontal_sum(e: Emitter, value: ir.Value, lanes: int, dtype: np.dtype) -> ir.Value:
+    if lanes == 1:
+        return e.builder.extract_element(value, I32(0))
+    zero = e.zero(dtype)
+    name = f"llvm.vector.reduce.fadd.v{lanes}{_letters(dtype)}"
+    return e.intrinsic(name, zero.type, [zero, value], fast=True)

@@ -1,0 +1,85 @@
+"""What the CPU code generator knows of the machine that it writes for."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+_X86 = {"x86_64", "amd64", "i386", "i686"}
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """A CPU: the vector unit, the caches, and the names that LLVM knows it by.
+
+    ``vector_bytes`` is the width that kernels are written in (16, 32 or 64), ``registers`` the number of vector
+    registers at that width. ``masked`` says that masked loads and stores are single instructions.
+    """
+
+    cpu: str
+    features: str
+    vector_bytes: int
+    registers: int
+    fma: bool
+    masked: bool
+    half: bool
+    l1: int = 32 * 1024
+    l2: int = 512 * 1024
+
+    def lanes(self, itemsize: int) -> int:
+        """Elements of ``itemsize`` bytes in one vector."""
+        return max(1, self.vector_bytes // itemsize)
+
+    def with_vector_bytes(self, vector_bytes: int) -> TargetInfo:
+        """The same machine restricted to narrower vectors (how a test runs the code meant for another CPU).
+
+        16 bytes stands for SSE or NEON (no masks), 32 for AVX2 (16 registers), 64 for AVX-512.
+        """
+        if vector_bytes not in (16, 32, 64):
+            raise ValueError(f"TargetInfo: vector_bytes must be 16, 32 or 64, got {vector_bytes}")
+        registers = {16: self.registers if self.vector_bytes == 16 else 16, 32: 16, 64: 32}[vector_bytes]
+        return replace(self, vector_bytes=vector_bytes, registers=registers, masked=vector_bytes > 16)
+
+
+def _cache_bytes(level: int, default: int) -> int:
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            if (
+                int((index / "level").read_text()) != level
+                or (index / "type").read_text().strip() == "Instruction"
+            ):
+                continue
+            text = (index / "size").read_text().strip()
+            return int(text.rstrip("KMG")) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1], 1)
+        except (OSError, ValueError):
+            continue
+    return default
+
+
+def describe(cpu: str, features: dict[str, bool], machine: str, *, l1: int, l2: int) -> TargetInfo:
+    """The target for an LLVM CPU name, its feature flags and a machine name such as ``x86_64`` or ``arm64``."""
+
+    def has(*names: str) -> bool:
+        return all(features.get(name, False) for name in names)
+
+    flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
+    if machine.lower() in _X86:
+        if has("avx512f", "avx512vl", "avx512bw", "avx512dq"):
+            return TargetInfo(cpu, flags, 64, 32, True, True, True, l1, l2)
+        if has("avx2", "fma"):
+            return TargetInfo(cpu, flags, 32, 16, True, True, has("f16c"), l1, l2)
+        return TargetInfo(cpu, flags, 16, 16, has("fma"), False, has("f16c"), l1, l2)
+    neon = machine.lower() in {"arm64", "aarch64"}
+    return TargetInfo(cpu, flags, 16, 32 if neon else 16, neon, False, neon, l1, l2)
+
+
+@lru_cache(maxsize=1)
+def host() -> TargetInfo:
+    """The machine that this process runs on."""
+    import llvmlite.binding as llvm  # here, because it loads all of LLVM
+
+    features = dict(llvm.get_host_cpu_features())
+    l1, l2 = _cache_bytes(1, 32 * 1024), _cache_bytes(2, 512 * 1024)
+    return describe(llvm.get_host_cpu_name(), features, platform.machine(), l1=l1, l2=l2)

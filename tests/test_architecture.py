@@ -40,7 +40,6 @@ FLOORS: list[tuple[str, ...] | set[str]] = [
 LAZY = {
     *("numba", "llvmlite"),
     *(
-        "pooch",
         "tqdm",
         "safetensors",
         "rich",

@@ -22,15 +22,15 @@ SOURCES = ("fgrad", "fgrad_nn")
 # floor written as a set (what the user imports) any order goes, as long as there is no cycle.
 FLOORS: list[tuple[str, ...] | set[str]] = [
     ("errors", "tree", "dtypes"),
-    ("ir", "show"),
+    ("ir", "show", "reference"),
     ("array", "trace"),
-    ("ops",),
+    ("ops", "convert"),
     ("transforms",),
     ("control",),
     ("codegen",),
     ("passes",),
     ("runtime",),
-    {"api", "numpy", "random", "lax"},
+    {"api", "vectorize", "autodiff", "numpy", "random", "lax"},
     ("__init__",),
     ("testing",),
 ]
@@ -53,7 +53,7 @@ LAZY = {
 }
 
 # The modules of fgrad that users import by name, apart from what fgrad/__init__.py exports.
-PUBLIC_MODULES = {"numpy", "random", "lax", "tree", "errors", "dtypes", "testing"}
+PUBLIC_MODULES = {"array", "numpy", "random", "lax", "tree", "errors", "dtypes", "testing"}
 
 LONGEST_FILE = 500
 

@@ -5,7 +5,7 @@ Polynomials are minimax to within one bit: interpolation at Chebyshev nodes with
 
 from __future__ import annotations
 
-from fgrad.codegen.mathbase import V, clamp, copysign, fma, in_f64, pow2, poly, rint, scale, small_int, where
+from fgrad.codegen.mathbase import V, clamp, copysign, fma, in_f64, poly, pow2, rint, scale, small_int, where
 
 LOG2E = 1.4426950408889634
 # ln 2 in two parts; the first has so few bits that n * LN2_HI is exact for every exponent n.
@@ -104,15 +104,21 @@ def _range(x: V) -> V:
     return clamp(x, -104.0, 89.0) if x.f32 else clamp(x, -746.0, 710.0)
 
 
-def exp_parts(x: V, low: V | None = None) -> tuple[V, V]:
-    """exp(x + low) = p * 2**n with p about 1; `low` is a small correction to x. For |x| within `_range`."""
+def exp_tail_parts(x: V, low: V | None = None) -> tuple[V, V]:
+    """exp(x + low) = (1 + e) * 2**n with |e| < 0.42: (e, n). `low` is a small correction to x; x within `_range`."""
     hi, lo = (LN2_HI_32, LN2_LO_32) if x.f32 else (LN2_HI_64, LN2_LO_64)
     n = rint(x * LOG2E)
     r = fma(n, -lo, fma(n, -hi, x))
     if low is not None:
         r = r + low
     q = poly(r, EXP_32 if x.f32 else EXP_64)
-    return fma(r * r, q, r) + 1.0, small_int(n)
+    return fma(r * r, q, r), small_int(n)
+
+
+def exp_parts(x: V, low: V | None = None) -> tuple[V, V]:
+    """exp(x + low) = p * 2**n with p about 1."""
+    e, n = exp_tail_parts(x, low)
+    return e + 1.0, n
 
 
 def exp(x: V) -> V:
@@ -163,7 +169,8 @@ def tanh(x: V) -> V:
     small = fma(x * z, poly(z, TANH_32 if x.f32 else TANH_64), x)
     limit = 10.0 if x.f32 else 20.0
     big = 1.0 - 2.0 / (exp_moderate(where(a.const(limit) < a, limit, a) * 2.0) + 1.0)
-    return where(a < 0.625, small, copysign(big, x))
+    # copysign, since the polynomial makes +0 of -0
+    return copysign(where(a < 0.625, small, big), x)
 
 
 def _half_exp(a: V) -> V:

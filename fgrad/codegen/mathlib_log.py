@@ -10,21 +10,20 @@ import numpy as np
 
 from fgrad.codegen.mathbase import (
     V,
+    clamp,
     copysign,
     fast_two_sum,
     fma,
     in_f64,
     poly,
+    rint,
     scale,
-    small_int,
     sqrt,
     two_prod,
     two_sum,
     where,
-    clamp,
-    rint,
 )
-from fgrad.codegen.mathlib_exp import LN2_HI_32, LN2_HI_64, LN2_LO_32, LN2_LO_64, exp_moderate, exp_parts
+from fgrad.codegen.mathlib_exp import LN2_HI_32, LN2_HI_64, LN2_LO_32, LN2_LO_64, exp, exp_parts
 
 LN2 = 0.6931471805599453
 INF, NAN = float("inf"), float("nan")
@@ -189,11 +188,10 @@ def logaddexp(x: V, y: V) -> V:
     """log(exp(x) + exp(y)) = max + log1p(exp(-|x - y|))."""
     if x.f32:
         return logaddexp(x.to_f64(), y.to_f64()).to_f32()
-    d = abs(x - y)
     big = where(x > y, x, y)
+    near = big + log1p(exp(-abs(x - y)))
     # Equal arguments, infinities among them, have no difference to speak of.
-    near = big + log1p(exp_moderate(clamp(-d, -700.0, 0.0)))
-    return where(x.eq(y), x + LN2, where(d.eq(INF), big, near))
+    return where(x.eq(y), x + LN2, near)
 
 
 def _log_dd(x: V) -> tuple[V, V]:

@@ -8,7 +8,7 @@ erfinv is x times a polynomial in w = -log(1 - x*x) or sqrt(w) (the scheme of Gi
 from __future__ import annotations
 
 from fgrad.codegen.mathbase import V, clamp, copysign, fma, in_f64, poly, rint, scale, sqrt, two_prod, where
-from fgrad.codegen.mathlib_exp import exp_moderate, exp_parts
+from fgrad.codegen.mathlib_exp import exp_moderate, exp_tail_parts
 from fgrad.codegen.mathlib_log import INF, NAN, log
 from fgrad.codegen.mathlib_trig import _cos, _sin
 
@@ -231,9 +231,19 @@ def erfc(x: V) -> V:
     a = clamp(abs(x), 0.0, 28.0)
     t = (a - 4.0) / (a + 4.0)
     h, low = two_prod(a, a)
-    p, n = exp_parts(-h, -low)
-    upper = scale(p * (poly(t, ERFC_64) / fma(a, 2.0, 1.0)), n)
-    return where(x < 0.0, 2.0 - upper, upper)
+    e, n = exp_tail_parts(-h, -low)
+    # The quotient q of the polynomial by 1 + 2a, with what its own rounding and those of both parts left over.
+    rest = poly(t, ERFC_64[1:])
+    top = fma(rest, t, ERFC_64[0])
+    bottom = fma(a, 2.0, 1.0)
+    q = top / bottom
+    top_low = fma(rest, t, ERFC_64[0] - top)
+    bottom_low = fma(a, 2.0, 1.0 - bottom)
+    q_low = (fma(q, -bottom, top) + fma(q, -bottom_low, top_low)) / bottom
+    upper = scale(q + fma(q, e, q_low), n)
+    z = x * x
+    inner = 1.0 - fma(x, poly(z, ERF_64), x)
+    return where(abs(x) < 0.5, inner, where(x < 0.0, 2.0 - upper, upper))
 
 
 def erf(x: V) -> V:

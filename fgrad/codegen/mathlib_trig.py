@@ -8,7 +8,7 @@ bits of 1/(2 pi) that matter; products and sums are held in two parts. Polynomia
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import llvmlite.ir as ir
 
@@ -119,7 +119,7 @@ INV_TWO_PI = int(
 ROWS, ROW_STEP = 61, 16
 
 
-@lru_cache(maxsize=None)
+@cache
 def turn_rows() -> tuple[float, ...]:
     """Row r: (2**(16 r) / (2 pi)) mod 1 as four doubles that do not overlap."""
     values = []

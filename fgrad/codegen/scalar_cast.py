@@ -75,12 +75,13 @@ def to_memory(builder: ir.IRBuilder, value: ir.Value, dtype: np.dtype) -> ir.Val
 
 def load(builder: ir.IRBuilder, ptr: ir.Value, dtype: np.dtype) -> ir.Value:
     """The element at `ptr` (typed to the memory type, or a vector of it) in register form."""
-    return from_memory(builder, builder.load(ptr), dtype)
+    # A vector in an array has its elements' alignment only.
+    return from_memory(builder, builder.load(ptr, align=np.dtype(dtype).itemsize), dtype)
 
 
 def store(builder: ir.IRBuilder, ptr: ir.Value, value: ir.Value, dtype: np.dtype) -> None:
     """Store a register value at `ptr`, typed to the memory type."""
-    builder.store(to_memory(builder, value, dtype), ptr)
+    builder.store(to_memory(builder, value, dtype), ptr, align=np.dtype(dtype).itemsize)
 
 
 def constant(value: Any, dtype: np.dtype) -> ir.Constant:

@@ -1,0 +1,236 @@
+"""Where every temporary lives: one arena for the whole program, planned before it runs.
+
+    step                 x(in)  a      b      c      y(out)
+    0  a = exp x           r    w
+    1  b = reduce a             r      w
+    2  c = div a b              r      r      w            c takes a's bytes: listed as in place, a is read here last
+    3  y = matmul c                           r      w
+
+A buffer is live from its first touch to its last. Inside a loop body, what one iteration leaves for the next, or what is
+also touched outside, stays for the whole loop. Buffers are then placed largest first, each at the tightest gap between
+those that are live at the same time (the "greedy by size" of Pisarchyk and Lee, 2020, https://arxiv.org/abs/2001.03288).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fgrad.codegen.program import (
+    Block,
+    Buf,
+    CopyStep,
+    ForStep,
+    KernelStep,
+    Program,
+    Step,
+    SwitchStep,
+    WhileStep,
+    walk,
+)
+
+ALIGNMENT = 64  # a cache line, and the widest vector
+
+
+@dataclass
+class Lifetime:
+    """Touched from time `start` to `end`, both included. Times number the steps as they stand, nested ones too."""
+
+    start: int
+    end: int
+
+    def overlaps(self, other: Lifetime) -> bool:
+        return self.start <= other.end and other.start <= self.end
+
+
+@dataclass
+class Liveness:
+    """`lifetimes` of every root buffer, and the step at each time."""
+
+    lifetimes: dict[Buf, Lifetime] = field(default_factory=dict)
+    steps: list[Step | None] = field(default_factory=list)
+
+
+class _Recorder:
+    """Numbers the steps and notes first and last touches, and for each loop its times and what it carries."""
+
+    def __init__(self) -> None:
+        self.live = Liveness()
+        self.loops: list[tuple[int, int, set[Buf]]] = []  # inner ones first
+
+    def touch(self, step: Step | None, reads: tuple[Buf, ...], writes: tuple[Buf, ...]) -> None:
+        t = len(self.live.steps)
+        self.live.steps.append(step)
+        for buf in (*reads, *writes):
+            self.live.lifetimes.setdefault(buf.root, Lifetime(t, t)).end = t
+
+    def block(self, block: Block) -> None:
+        for step in block.steps:
+            if isinstance(step, SwitchStep):
+                self.touch(None, (step.index,), ())
+                for branch in step.branches:
+                    self.block(branch)
+            elif isinstance(step, (WhileStep, ForStep)):
+                self.loop(step)
+            else:
+                self.touch(step, step.reads, step.writes)
+
+    def loop(self, step: WhileStep | ForStep) -> None:
+        start = len(self.live.steps)
+        if isinstance(step, WhileStep):
+            self.block(step.cond)
+            self.touch(None, (step.pred,), ())
+        self.block(step.body)
+        moving = {view.root for view in step.moving} if isinstance(step, ForStep) else set()
+        end = len(self.live.steps) - 1
+        if end >= start:
+            self.loops.append((start, end, _read_first(step) | moving))
+
+
+def _read_first(loop: WhileStep | ForStep) -> set[Buf]:
+    """Roots that one iteration reads (or may read) before it has written them: the previous iteration's values."""
+    seen: set[Buf] = set()
+    found: set[Buf] = set()
+
+    def visit(reads: tuple[Buf, ...], writes: tuple[Buf, ...]) -> None:
+        found.update(b.root for b in reads if b.root not in seen)
+        seen.update(b.root for b in (*reads, *writes))
+
+    for block in (loop.cond, loop.body) if isinstance(loop, WhileStep) else (loop.body,):
+        for step in walk(block):
+            if isinstance(step, SwitchStep):
+                visit((step.index,), ())
+            elif isinstance(step, WhileStep):
+                continue
+            elif not isinstance(step, ForStep):
+                visit(step.reads, step.writes)
+        if isinstance(loop, WhileStep) and block is loop.cond:
+            visit((loop.pred,), ())
+    return found
+
+
+def liveness(program: Program) -> Liveness:
+    """Lifetimes of all buffers of `program`, loops taken into account."""
+    recorder = _Recorder()
+    recorder.block(program.body)
+    for start, end, carried in recorder.loops:
+        for root, life in recorder.live.lifetimes.items():
+            inside = life.start <= end and life.end >= start
+            if inside and (life.start < start or life.end > end or root in carried):
+                life.start, life.end = min(life.start, start), max(life.end, end)
+    return recorder.live
+
+
+def plan_memory(program: Program) -> None:
+    """Fill `program.placed`, `program.offsets` and `program.arena_bytes`.
+
+    A donated input whose bytes cannot be written early enough gets its output by a copy at the very end.
+    """
+    live = liveness(program)
+    if _place_donated(program, live):
+        live = liveness(program)
+    slots = _coalesce(program, live)
+    placed: list[tuple[int, int, Lifetime]] = []
+    program.offsets = {}
+    program.arena_bytes = 0
+    for members, life, size in sorted(slots, key=lambda s: (-s[2], s[1].start)):
+        offset = _tightest_gap(size, sorted((o, o + n) for o, n, other in placed if other.overlaps(life)))
+        placed.append((offset, size, life))
+        for buf in members:
+            program.offsets[buf] = offset
+        program.arena_bytes = max(program.arena_bytes, offset + size)
+
+
+def peak_memory(program: Program) -> int:
+    """Bytes that a call needs beside its inputs: the arena, the outputs that no donated input holds, the constants."""
+    outputs = sum(buf.nbytes for j, buf in enumerate(program.outputs) if j not in program.placed)
+    constants = {
+        b.root for step in walk(program.body) for b in (*step.reads, *step.writes) if b.root.kind == "const"
+    }
+    return program.arena_bytes + outputs + sum(buf.nbytes for buf in constants)
+
+
+def _tightest_gap(size: int, taken: list[tuple[int, int]]) -> int:
+    best, best_room, cursor = None, 0, 0
+    for low, high in taken:
+        room = low - cursor
+        if room >= size and (best is None or room < best_room):
+            best, best_room = cursor, room
+        cursor = max(cursor, high)
+    return cursor if best is None else best
+
+
+def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetime, int]]:
+    """Temporaries grouped by in-place pairs: (buffers, lifetime of the group, bytes rounded up)."""
+    group: dict[Buf, tuple[list[Buf], Lifetime]] = {
+        root: ([root], Lifetime(life.start, life.end))
+        for root, life in live.lifetimes.items()
+        if root.kind == "temp"
+    }
+    for t, step in enumerate(live.steps):
+        if not isinstance(step, KernelStep):
+            continue
+        for written, read in step.in_place:
+            if written.root not in group or read.root not in group or not _may_share(step, written, read):
+                continue
+            ours, theirs = group[written.root], group[read.root]
+            if (
+                ours is not theirs
+                and live.lifetimes[read.root].end == t == live.lifetimes[written.root].start
+            ):
+                if ours[1].start != t or theirs[1].end != t:
+                    continue  # one of them already shares with another buffer that is live here
+                theirs[0].extend(ours[0])
+                theirs[1].end = ours[1].end
+                for member in ours[0]:
+                    group[member] = theirs
+    distinct = {id(g): g for g in group.values()}
+    return [
+        (members, life, -(-max(b.nbytes for b in members) // ALIGNMENT) * ALIGNMENT)
+        for members, life in distinct.values()
+    ]
+
+
+def _may_share(step: KernelStep, written: Buf, read: Buf) -> bool:
+    """Whole buffers of the same number of equally wide elements, each bound to one parameter of the kernel."""
+    return (
+        written.nbytes == written.root.nbytes == read.nbytes == read.root.nbytes
+        and written.dtype.itemsize == read.dtype.itemsize
+        and sum(a.root is written.root for a in step.args) == 1
+        and sum(a.root is read.root for a in step.args) == 1
+    )
+
+
+def _place_donated(program: Program, live: Liveness) -> bool:
+    """Decide each donation; True if copies were added to the program."""
+    added = False
+    for i, j in sorted(program.donated.items()):
+        source, target = program.inputs[i], program.outputs[j]
+        if j in program.placed or target.nbytes != source.nbytes or target.kind != "output":
+            continue
+        if any(other is target for k, other in enumerate(program.outputs) if k != j):
+            continue
+        if not _written_late_enough(live, source, target):
+            # The old Buf becomes a temporary; a new one is the output, in the donated bytes.
+            target.kind = "temp"
+            final = Buf(target.name + "_donated", target.shape, target.dtype, kind="output")
+            outputs = list(program.outputs)
+            outputs[j] = final
+            program.outputs = tuple(outputs)
+            program.body.steps.append(CopyStep(final, target))
+            added = True
+        program.placed[j] = i
+    return added
+
+
+def _written_late_enough(live: Liveness, source: Buf, target: Buf) -> bool:
+    last, first = live.lifetimes.get(source), live.lifetimes.get(target)
+    if last is None or first is None or last.end < first.start:
+        return True
+    if last.end > first.start:
+        return False
+    step = live.steps[first.start]
+    if isinstance(step, CopyStep):
+        return step.dst is target and step.src is source
+    if isinstance(step, KernelStep):
+        return (target, source) in step.in_place and _may_share(step, target, source)
+    return False

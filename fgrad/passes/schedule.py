@@ -1,0 +1,189 @@
+"""Stages to kernels: each stage joins the latest group that its inputs allow, or starts one; then groups become kernels.
+
+Every buffer is written by one stage or step, so a stage may move up to any place after the producers of what it reads.
+A store that nothing reads (its readers took the value inside their own kernel) is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fgrad.codegen import loops
+from fgrad.codegen.loops import Buffer, Expr, Kernel, Load, Loop, Stmt, Store
+from fgrad.codegen.program import Buf, KernelStep, Step, nested_blocks, walk
+from fgrad.ir import Eqn
+from fgrad.passes.emit import Emitter
+from fgrad.passes.exprs import loads
+from fgrad.passes.group import Group
+from fgrad.passes.lazy import Stage
+from fgrad.passes.lowering import Shared
+from fgrad.passes.nests import finish_kernel
+
+MOST_STAGES = 24  # in one kernel
+LOOK_BACK = 6  # groups considered for a stage that no group feeds
+
+
+def schedule(items: Sequence[Stage | Step], shared: Shared, keep: set[Buf]) -> list[Step]:
+    """The steps that compute `items`; stores to buffers outside `keep` and not read are dropped."""
+    entries = _assign(items, shared)
+    bodies: list[tuple[Group, list[Stmt]] | Step] = [
+        (e, Emitter(shared, e).body()) if isinstance(e, Group) else e for e in entries
+    ]
+    _drop_dead_stores(bodies, shared, keep)
+    steps: list[Step] = []
+    for entry in bodies:
+        if isinstance(entry, Step):
+            steps.append(entry)
+        elif entry[1]:
+            group, body = entry
+            eqns = tuple(dict.fromkeys(e for s in group.stages() for e in s.eqns))
+            kernel, args = finish_kernel(shared, _name(group, eqns), body, eqns)
+            steps.append(KernelStep(kernel, tuple(args), eqns, in_place_pairs(kernel, args)))
+    return steps
+
+
+def _stage_loads(stage: Stage) -> list[Load]:
+    exprs: list[Expr] = [e for _, index, value in stage.stores for e in (index, value)]
+    exprs += [value for _, value in stage.inits]
+    exprs += [e for u in stage.updates for e in loops.expressions(u)]
+    return loads(exprs)
+
+
+def _assign(items: Sequence[Stage | Step], shared: Shared) -> list[Group | Step]:
+    entries: list[Group | Step] = []
+    written_at: dict[Buf, int] = {}
+    readers: dict[Buffer, list[int]] = {}
+    for item in items:
+        if isinstance(item, Step):
+            for inner in (item, *(s for block in nested_blocks(item) for s in walk(block))):
+                for buf in inner.writes:
+                    written_at[buf.root] = len(entries)
+            entries.append(item)
+            continue
+        stage_loads = _stage_loads(item)
+        earliest = max((written_at.get(shared.bufs[ld.buffer].root, -1) for ld in stage_loads), default=-1)
+        candidates = {earliest} if earliest >= 0 else set()
+        for ld in stage_loads:
+            if ld.buffer.size > 1:
+                candidates.update(n for n in readers.get(ld.buffer, ())[-LOOK_BACK:] if n >= earliest)
+        if not item.dims and entries:
+            candidates.add(len(entries) - 1)
+        place = -1
+        for n in sorted(candidates, reverse=True):
+            group = entries[n]
+            if isinstance(group, Group) and group.size < MOST_STAGES and group.join(item, stage_loads):
+                place = n
+                break
+        if place < 0:
+            place = len(entries)
+            entries.append(Group(shared, item, stage_loads))
+        for buf, _, _ in item.stores:
+            written_at[buf.root] = max(place, written_at.get(buf.root, -1))
+        for ld in stage_loads:
+            where = readers.setdefault(ld.buffer, [])
+            if not where or where[-1] != place:
+                where.append(place)
+    return entries
+
+
+def _drop_dead_stores(bodies: list, shared: Shared, keep: set[Buf]) -> None:
+    """Remove stores to temporaries that no statement and no step reads."""
+    fixed = set(keep)
+    for entry in bodies:
+        if isinstance(entry, Step):
+            for inner in (entry, *(s for block in nested_blocks(entry) for s in walk(block))):
+                fixed.update(b.root for b in inner.reads)
+                index = getattr(inner, "index", None) or getattr(inner, "pred", None)
+                if index is not None:
+                    fixed.add(index.root)
+    changed = True
+    while changed:
+        changed = False
+        read = set(fixed)
+        for entry in bodies:
+            if not isinstance(entry, Step):
+                exprs = [e for s in loops.statements(entry[1]) for e in loops.expressions(s)]
+                read.update(shared.bufs[ld.buffer].root for ld in loads(exprs))
+        for n, entry in enumerate(bodies):
+            if isinstance(entry, Step):
+                continue
+            live = _without_dead(entry[1], read, shared)
+            if live is not entry[1]:
+                bodies[n] = (entry[0], live)
+                changed = True
+
+
+def _without_dead(body: list[Stmt], read: set[Buf], shared: Shared) -> list[Stmt]:
+    result: list[Stmt] = []
+    changed = False
+    for s in body:
+        if (
+            isinstance(s, Store)
+            and shared.bufs[s.buffer].root.kind == "temp"
+            and shared.bufs[s.buffer].root not in read
+        ):
+            changed = True
+            continue
+        if isinstance(s, Loop):
+            inner = _without_dead(s.body, read, shared)
+            if inner is not s.body:
+                changed = True
+                if not inner:
+                    continue
+                s = Loop(s.var, inner, s.kind)
+        result.append(s)
+    return result if changed else body
+
+
+def _name(group: Group, eqns: Sequence[Eqn]) -> str:
+    """The last equation's name says most about a kernel; "fused" that there are others."""
+    last = next(reversed(eqns), None)
+    base = last.prim.name if last is not None else "copy"
+    return base if len(eqns) <= 1 else f"fused_{base}"
+
+
+def in_place_pairs(kernel: Kernel, args: Sequence[Buf]) -> tuple[tuple[Buf, Buf], ...]:
+    """(written, read) buffers that may be the same memory: each element read is read before, at the same index, in the loop
+    iteration that writes it."""
+    place: dict[Buffer, tuple[int, Expr, int]] = {}  # written buffer -> loop, index, statement number
+    reads: dict[Buffer, tuple[int, Expr, int] | None] = {}
+    writers: dict[Buffer, int] = {}
+    number = 0
+
+    def visit(body: Sequence[Stmt], loop: int) -> None:
+        nonlocal number
+        seen: set[int] = set()
+        for s in body:
+            number += 1
+            if isinstance(s, Loop):
+                visit(s.body, number)
+                continue
+            for ld in loads(loops.expressions(s)):
+                if id(ld) in seen:
+                    continue
+                seen.add(id(ld))
+                here = (loop, ld.index, number)
+                known = reads.get(ld.buffer, here)
+                same = known is not None and known[0] == loop and known[1] is ld.index
+                reads[ld.buffer] = here if same else None
+            if isinstance(s, Store):
+                writers[s.buffer] = writers.get(s.buffer, 0) + 1
+                place[s.buffer] = (loop, s.index, number)
+
+    visit(kernel.body, 0)
+    bound = dict(zip(kernel.buffers, args, strict=True))
+    pairs = []
+    for out, (loop, index, at) in place.items():
+        if writers[out] != 1 or out.role != "out":
+            continue
+        for source, read in reads.items():
+            if (
+                source.role != "in"
+                or read is None
+                or source.size != out.size
+                or source.dtype.itemsize != out.dtype.itemsize
+            ):
+                continue
+            if read[0] == loop and read[1] is index and read[2] <= at:
+                pairs.append((bound[out], bound[source]))
+    return tuple(pairs)

@@ -17,6 +17,7 @@ computed twice), or it goes through a small tile on the stack and only the valid
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from llvmlite import ir
 
@@ -205,10 +206,10 @@ class _Writer:
         kc: Index = 1
         for extent, *_ in depth:
             kc = e.mul(kc, extent)
+        rhs_rows = levels_of(p.spec.n, p.rhs.strides)
         if p.rhs_packed:
-            rows = levels_of(p.spec.n, p.rhs.strides)
             walk = merge_levels([(x, s) for x, _, s in depth])
-            emit_pack(e, rhs, self.areas["rhs_panel"], rows, walk, jc, nc, p.nr, p.nr, (p.rhs.dtype, acc))
+            emit_pack(e, rhs, self.areas["rhs_panel"], rhs_rows, walk, jc, nc, p.nr, p.nr, (p.rhs.dtype, acc))
         lhs_rows = levels_of(p.spec.m, p.lhs.strides)
         levels = self.kernel_levels(depth)
 
@@ -226,14 +227,16 @@ class _Writer:
 
             def column_tile(j) -> None:
                 n0 = e.add(jc, j)
+                starts: Sequence[int] = p.starts
                 if p.rhs_packed:
                     rhs_tile = e.at(self.areas["rhs_panel"], e.mul(j, kc), acc)
                 else:
                     n0 = e.minimum(n0, self.n - p.nr) if p.n_overlap else n0
-                    rhs_tile = e.at(rhs, n0, acc)
-                starts = [sum(p.widths[:v]) for v in range(len(p.widths))]
+                    rhs_tile = e.at(rhs, flat_offset(e, n0, rhs_rows), acc)
+                    columns = require_tile_offsets(rhs_rows, p.nr)
+                    starts = [columns[start] for start in p.starts]
                 sums = emit_outer_product(e, lhs_tile, rhs_tile, levels, row_offsets, p.widths, starts, acc)
-                self.store_tile(sums, starts, out, m0, n0, first)
+                self.store_tile(sums, out, m0, n0, first)
 
             e.loop(nc, column_tile, step=p.nr)
 
@@ -259,44 +262,69 @@ class _Writer:
             inner = inner * extent if isinstance(extent, int) else inner
         return merge_levels(levels[::-1])
 
-    def store_tile(self, sums, starts, out, m0: Index, n0: Index, first) -> None:
+    def store_tile(self, sums, out, m0: Index, n0: Index, first) -> None:
         """Store a tile: straight from registers if it is whole and contiguous, through the stack otherwise."""
         e, p = self.e, self.p
-        offsets = tile_offsets(self.out_rows, p.mr)
-        unit = not self.out_columns or self.out_columns[-1][1] == 1
-        fast: bool | ir.Value = offsets is not None and unit
-        if fast and self.m % p.mr and not p.m_overlap:
-            fast = e.compare("<=", e.add(m0, p.mr), self.m)
-        if self.n % p.nr and not p.n_overlap:
-            fast = e.both(fast, e.compare("<=", e.add(n0, p.nr), self.n))
-        room = inner_room(e, n0, self.out_columns)
-        if room is not None and self.out_columns[-1][0] % p.nr:
-            fast = e.both(fast, e.compare(">=", room, p.nr))
+        rows = tile_offsets(self.out_rows, p.mr)
+        columns, fast = self.column_places(n0)
+        fast = fast if rows is not None else False
+        if fast is not False and self.m % p.mr and not p.m_overlap:
+            fast = e.both(fast, e.compare("<=", e.add(m0, p.mr), self.m))
 
         def straight() -> None:
             corner = e.at(out, self.corner(m0, n0), p.out.dtype)
-            for row, offset in zip(sums, offsets or ()):
-                for value, start in zip(row, starts):
-                    self.put(value, e.at(corner, offset + start, p.out.dtype), first)
+            for row, row_place in zip(sums, rows or ()):
+                for value, column_place, width in zip(row, columns, p.widths):
+                    self.put(value, e.at(corner, row_place + column_place, p.out.dtype), first, width)
 
         def through_stack() -> None:
             for i, row in enumerate(sums):
-                for value, start in zip(row, starts):
-                    e.store(value, e.at(self.tile, i * p.nr + start, self.acc), self.acc, self.acc)
+                for value, start, width in zip(row, p.starts, p.widths):
+                    place = e.at(self.tile, i * p.nr + start, self.acc)
+                    e.store(e.first_of(value, width), place, self.acc, self.acc)
             self.copy_out(out, m0, n0, first)
 
         e.branch(fast, straight, through_stack)
+
+    def column_places(self, n0: Index) -> tuple[Sequence[int], bool | ir.Value]:
+        """Where in the output the tile's columns start, and whether each is whole and contiguous there."""
+        e, p = self.e, self.p
+        levels = self.out_columns
+        if levels and levels[-1][1] != 1:
+            return p.starts, False
+        places = tile_offsets(levels, p.nr)
+        if places is not None and self.n % p.nr == 0:
+            runs = zip(p.starts, p.widths)
+            if all(places[start + width - 1] - places[start] == width - 1 for start, width in runs):
+                return [places[start] for start in p.starts], True
+        fast: bool | ir.Value = True
+        if self.n % p.nr and not p.n_overlap:
+            fast = e.compare("<=", e.add(n0, p.nr), self.n)
+        room = inner_room(e, n0, levels)
+        if room is not None:
+            fast = e.both(fast, e.compare(">=", room, p.nr))
+        return p.starts, fast
 
     def corner(self, m0: Index, n0: Index) -> Index:
         e = self.e
         return e.add(flat_offset(e, m0, self.out_rows), flat_offset(e, n0, self.out_columns))
 
-    def put(self, value, pointer, first) -> None:
-        """Store a scalar or vector of sums, added to what is there unless this is the first piece of k."""
+    def put(self, value, pointer, first, width: int = 0) -> None:
+        """Store a scalar, or the first ``width`` sums of a vector; added to what is there unless this is the first
+        piece of k."""
         e, p = self.e, self.p
+        lanes = value.type.count if width else 0
+        if width and width < lanes and e.can_mask(p.out.dtype, lanes) and p.out.dtype == self.acc:
+            mask = e.first_lanes(width, lanes)
+            if first is not True:
+                old = e.load_some(pointer, mask, p.out.dtype)
+                value = e.builder.select(first, value, e.builder.fadd(value, old))
+            e.store_some(value, pointer, mask, p.out.dtype)
+            return
+        if width:
+            value = e.first_of(value, width)
         if first is not True:
-            lanes = value.type.count if isinstance(value.type, ir.VectorType) else 0
-            old = e.load(pointer, p.out.dtype, self.acc, lanes)
+            old = e.load(pointer, p.out.dtype, self.acc, width)
             value = e.builder.select(first, value, e.builder.fadd(value, old))
         e.store(value, pointer, p.out.dtype, self.acc)
 
@@ -325,7 +353,7 @@ class _Writer:
 
                 def vector(c) -> None:
                     value = e.load(e.at(source, c, acc), acc, acc, lanes)
-                    self.put(value, e.at(goal, c, p.out.dtype), first)
+                    self.put(value, e.at(goal, c, p.out.dtype), first, lanes)
 
                 if step != 1 or p.nr < lanes:
                     e.loop(length, one)

@@ -221,6 +221,63 @@ class Emitter:
     def store(self, value: ir.Value, pointer: ir.Value, dtype: np.dtype, acc: np.dtype) -> None:
         self.builder.store(self.convert(value, acc, dtype), pointer, align=dtype.itemsize)
 
+    def _masked(self, what: str, pointer: ir.Value, vector: ir.VectorType, dtype: np.dtype) -> ir.Function:
+        """LLVM's masked load or store of a vector of ``dtype``."""
+        kind = f"v{vector.count}{'f' if is_floating(dtype) else 'i'}{8 * dtype.itemsize}"
+        name = f"llvm.masked.{what}.{kind}.p0"
+        function = self.module.globals.get(name)
+        if function is None:
+            boolean = ir.VectorType(ir.IntType(1), vector.count)
+            if what == "load":
+                kinds, result = [pointer.type, I32, boolean, vector], vector
+            else:
+                kinds, result = [vector, pointer.type, I32, boolean], ir.VoidType()
+            function = ir.Function(self.module, ir.FunctionType(result, kinds), name)
+        return function
+
+    def can_mask(self, dtype: np.dtype, lanes: int) -> bool:
+        """True if a masked access to such a vector is one instruction."""
+        return self.target.masked and dtype.name in ("float32", "float64") and lanes * dtype.itemsize >= 16
+
+    def first_lanes(self, width: Index, lanes: int) -> ir.Value:
+        """The mask of the first ``width`` lanes (all of them if there are fewer)."""
+        if isinstance(width, int):
+            return ir.Constant(ir.VectorType(ir.IntType(1), lanes), [int(i < width) for i in range(lanes)])
+        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        return self.builder.icmp_signed("<", numbers, self.splat(self.builder.trunc(width, I32), lanes))
+
+    def load_some(self, pointer: ir.Value, mask: ir.Value, dtype: np.dtype) -> ir.Value:
+        """Load the lanes in ``mask``, zeros elsewhere; needs ``can_mask``."""
+        vector = ir.VectorType(memory_type(dtype), mask.type.count)
+        function = self._masked("load", pointer, vector, dtype)
+        return self.builder.call(
+            function, [pointer, I32(dtype.itemsize), mask, self.zero(dtype, vector.count)]
+        )
+
+    def store_some(self, value: ir.Value, pointer: ir.Value, mask: ir.Value, dtype: np.dtype) -> None:
+        """Store the lanes in ``mask``; needs ``can_mask``."""
+        function = self._masked("store", pointer, value.type, dtype)
+        self.builder.call(function, [value, pointer, I32(dtype.itemsize), mask])
+
+    def load_first(self, pointer: ir.Value, width: int, lanes: int, dtype: np.dtype) -> ir.Value:
+        """The first ``width`` elements at ``pointer`` and zeros after them, reading nothing beyond."""
+        if width == lanes:
+            return self.load(pointer, dtype, dtype, lanes)
+        if self.can_mask(dtype, lanes):
+            return self.load_some(pointer, self.first_lanes(width, lanes), dtype)
+        part = self.load(pointer, dtype, dtype, width)
+        order = [i if i < width else width for i in range(lanes)]
+        return self.builder.shuffle_vector(
+            part, self.zero(dtype, width), ir.Constant(ir.VectorType(I32, lanes), order)
+        )
+
+    def first_of(self, value: ir.Value, width: int) -> ir.Value:
+        """The first ``width`` lanes as a shorter vector."""
+        if width == value.type.count:
+            return value
+        order = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+        return self.builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), order)
+
     def splat(self, value: ir.Value, lanes: int) -> ir.Value:
         vector = ir.VectorType(value.type, lanes)
         first = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))

@@ -21,10 +21,18 @@ from collections.abc import Sequence
 import numpy as np
 from llvmlite import ir
 
-from fgrad.codegen.irtools import I32, Emitter, Index, memory_type
+from fgrad.codegen.irtools import I32, Emitter, Index
 
 # A loop over k: steps (the outermost may be a run-time value), stride in lhs, stride in rhs.
 DepthLevel = tuple[Index, int, int]
+
+
+def vector_lanes(width: int, most: int) -> int:
+    """Lanes of the vector that holds ``width`` elements: the next power of two."""
+    lanes = 1
+    while lanes < width:
+        lanes *= 2
+    return min(lanes, most)
 
 
 def emit_outer_product(
@@ -37,16 +45,25 @@ def emit_outer_product(
     column_offsets: Sequence[int],
     dtype: np.dtype,
 ) -> list[list[ir.Value]]:
-    """Accumulators ``[row][column]``, vectors of the given ``widths``, for operands of type ``dtype``."""
+    """Accumulators ``[row][column]`` for operands of type ``dtype``.
+
+    A column of ``width`` elements is held in the next larger vector; its surplus lanes hold nothing of meaning.
+    """
+
+    lanes = [vector_lanes(width, e.target.lanes(dtype.itemsize)) for width in widths]
 
     def multiply(lhs, rhs, sums):
-        columns = [e.load(e.at(rhs, o, dtype), dtype, dtype, w) for o, w in zip(column_offsets, widths)]
+        columns = [
+            e.load_first(e.at(rhs, offset, dtype), width, count, dtype)
+            for offset, width, count in zip(column_offsets, widths, lanes)
+        ]
         result = []
         for row, offset in enumerate(row_offsets):
             scalar = e.load(e.at(lhs, offset, dtype), dtype, dtype)
-            for column, width in enumerate(widths):
+            spread = {count: e.splat(scalar, count) for count in sorted(set(lanes))}
+            for column, count in enumerate(lanes):
                 old = sums[row * len(widths) + column]
-                result.append(e.multiply_add(e.splat(scalar, width), columns[column], old))
+                result.append(e.multiply_add(spread[count], columns[column], old))
         return result
 
     def nest(levels, lhs, rhs, sums):
@@ -60,7 +77,7 @@ def emit_outer_product(
 
         return e.loop(extent, body, [lhs, rhs, *sums])[2:]
 
-    start = [e.zero(dtype, width) for _ in row_offsets for width in widths]
+    start = [e.zero(dtype, count) for _ in row_offsets for count in lanes]
     sums = nest(list(depth), lhs, rhs, start)
     return [sums[row * len(widths) : (row + 1) * len(widths)] for row in range(len(row_offsets))]
 
@@ -83,10 +100,10 @@ def emit_inner_product(
         )
 
     def multiply(lhs, rhs, sums, width):
-        rows = [_partial_load(e, e.at(lhs, o, dtype), width, lanes, dtype) for o in row_offsets]
+        rows = [e.load_first(e.at(lhs, o, dtype), width, lanes, dtype) for o in row_offsets]
         result = list(sums)
         for column, offset in enumerate(column_offsets):
-            vector = _partial_load(e, e.at(rhs, offset, dtype), width, lanes, dtype)
+            vector = e.load_first(e.at(rhs, offset, dtype), width, lanes, dtype)
             for row, value in enumerate(rows):
                 at = row * len(column_offsets) + column
                 result[at] = e.multiply_add(value, vector, sums[at])
@@ -122,27 +139,6 @@ def emit_inner_product(
 
 def _letters(dtype: np.dtype) -> str:
     return f"f{8 * dtype.itemsize}"
-
-
-def _partial_load(e: Emitter, pointer, width: int, lanes: int, dtype: np.dtype) -> ir.Value:
-    """The first ``width`` elements at ``pointer`` and zeros after them, reading nothing beyond."""
-    if width == lanes:
-        return e.load(pointer, dtype, dtype, lanes)
-    builder = e.builder
-    if e.target.masked and lanes * dtype.itemsize >= 16:
-        vector = ir.VectorType(memory_type(dtype), lanes)
-        boolean = ir.VectorType(ir.IntType(1), lanes)
-        mask = ir.Constant(boolean, [int(i < width) for i in range(lanes)])
-        name = f"llvm.masked.load.v{lanes}{_letters(dtype)}.p0"
-        function = e.module.globals.get(name)
-        if function is None:
-            kinds = [pointer.type, I32, boolean, vector]
-            function = ir.Function(e.module, ir.FunctionType(vector, kinds), name)
-        return builder.call(function, [pointer, I32(dtype.itemsize), mask, e.zero(dtype, lanes)])
-    part = e.load(pointer, dtype, dtype, width)
-    order = [i if i < width else width for i in range(lanes)]
-    mask = ir.Constant(ir.VectorType(I32, lanes), order)
-    return builder.shuffle_vector(part, e.zero(dtype, width), mask)
 
 
 def _horizontal_sum(e: Emitter, value: ir.Value, lanes: int, dtype: np.dtype) -> ir.Value:

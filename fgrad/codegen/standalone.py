@@ -17,8 +17,9 @@ import numpy as np
 from llvmlite import ir
 
 from fgrad.codegen import gemm
-from fgrad.codegen.blocking import Plan, plan
+from fgrad.codegen.blocking import Plan
 from fgrad.codegen.contraction import Contraction
+from fgrad.codegen.planning import plan
 from fgrad.codegen.target import TargetInfo, host
 
 _GUARD = 256

@@ -1,0 +1,302 @@
+"""Choosing how to compute a contraction: which kernel, which tile, what to pack, how to block for the caches.
+
+``plan`` enumerates the tile shapes that fit the registers, with the roles of m and n both ways, and takes the one
+that a small cost model (cycles of multiply-adds, of packing, of storing) thinks cheapest. Everything that depends on
+the shapes is decided here, in Python, so that ``gemm.emit`` writes one straight piece of code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fgrad.codegen.blocking import Plan, choose_chunk, tile_offsets, with_workspace
+from fgrad.codegen.contraction import Contraction, Operand
+from fgrad.codegen.irtools import is_floating
+from fgrad.codegen.packing import Spread, View, levels_of, spread_layout
+from fgrad.codegen.target import TargetInfo
+
+# A candidate: its cost in cycles and the fields of the plan that it sets.
+Candidate = tuple[float, Plan, dict[str, Any]]
+
+
+def accumulator(spec: Contraction) -> np.dtype:
+    """The type that products are summed in."""
+    types = (spec.lhs.dtype, spec.rhs.dtype, spec.out.dtype)
+    if all(is_floating(t) for t in types):
+        return np.dtype(np.float64 if any(t == np.float64 for t in types[:2]) else np.float32)
+    if any(is_floating(t) for t in types) or any(t.kind not in "iub" for t in types):
+        raise NotImplementedError(
+            f"contraction of {types[0]} with {types[1]} into {types[2]} is not supported by the code generator; "
+            "convert the operands to one floating or integer type first"
+        )
+    return spec.out.dtype
+
+
+def plan(spec: Contraction, target: TargetInfo) -> Plan:
+    """Choose how to compute ``spec`` on ``target``."""
+    cost, chosen, fields = min(candidates(spec, target), key=lambda candidate: candidate[0])
+    return finish(cost, chosen, fields)
+
+
+def finish(cost: float, chosen: Plan, fields: dict[str, Any]) -> Plan:
+    """A candidate as a plan."""
+    return with_workspace(replace(chosen, **fields, cycles=cost))
+
+
+def candidates(spec: Contraction, target: TargetInfo) -> Iterator[Candidate]:
+    """Every plan that computes ``spec``; ``plan`` takes the cheapest."""
+    acc = accumulator(spec)
+    extents = spec.extents
+    empty = View(acc, 0, {})
+    if any(dim.extent == 0 for dim in spec.batch + spec.m + spec.n):
+        yield 0.0, Plan(spec, target, "nothing", acc, empty, empty, empty), {}
+        return
+    out = View(spec.out.dtype, *spec.out.strides())
+    if any(dim.extent == 0 for dim in spec.k):
+        yield 0.0, Plan(spec, target, "zero", acc, empty, empty, out), {}
+        return
+    lhs, lhs_spread = _regular(spec.lhs, extents, acc)
+    rhs, rhs_spread = _regular(spec.rhs, extents, acc)
+    base = Plan(spec, target, "loops", acc, lhs, rhs, out, False, lhs_spread, rhs_spread)
+    if not is_floating(acc):
+        yield spec.flops * 1.0, base, {}
+        return
+    flipped = replace(
+        base,
+        spec=spec.swapped(),
+        lhs=rhs,
+        rhs=lhs,
+        lhs_spread=rhs_spread,
+        rhs_spread=lhs_spread,
+        swapped=True,
+    )
+    for start in (base, flipped):
+        yield from _outer(start)
+        yield from _inner(start)
+
+
+def _regular(operand: Operand, extents: dict[str, int], acc: np.dtype) -> tuple[View, Spread | None]:
+    if operand.is_plain(extents):
+        return View(operand.dtype, *operand.strides()), None
+    spread = spread_layout(operand, extents, acc)
+    return spread.view, spread
+
+
+def _sizes(p: Plan) -> tuple[int, int, int, int]:
+    spec = p.spec
+    b, m, n, k = (math.prod(d.extent for d in dims) for dims in (spec.batch, spec.m, spec.n, spec.k))
+    return b, m, n, k
+
+
+def _footprint(operand: Operand, spec: Contraction) -> int:
+    """Elements of an operand that one step of the batch may touch."""
+    extents = {**spec.extents, **{dim.name: 1 for dim in spec.batch}}
+    spans = [axis.span(extents) for axis in operand.axes]
+    return math.prod(high - low + 1 for low, high in spans)
+
+
+def _pack_cost(rows: Sequence[tuple], depth_contiguous: bool, width: int, lanes: int) -> float:
+    """Cycles to pack one element."""
+    extent, stride = rows[-1] if rows else (1, 1)
+    if stride == 1 and extent > 1:
+        run = min(extent, width)
+        return (3.0 * -(-run // lanes) + 0.5) / run if run >= lanes // 2 else 1.5
+    return 0.8 if depth_contiguous else 1.6
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of an outer-product tile. ``rows`` says that they cover whole runs of n, read where they lie."""
+
+    widths: tuple[int, ...]
+    starts: tuple[int, ...]
+    rows: bool
+
+    @property
+    def nr(self) -> int:
+        return self.starts[-1] + self.widths[-1]
+
+
+def _column_shapes(p: Plan, n: int, lanes: int) -> Iterator[_Columns]:
+    """Flat tiles of whole vectors, and tiles that follow the shape of an image: a run, part of one, or several.
+
+    With 28 numbers in a row of the output, vectors of 16 and 12 cover a row, and one tile may take several rows: no
+    lane crosses a border, so the input can be read in place (a direct convolution).
+    """
+    for columns in range(1, min(8, -(-n // lanes)) + 1):
+        widths = [lanes] * columns
+        if columns * lanes > n:
+            widths[-1] = n - (columns - 1) * lanes
+        yield _Columns(tuple(widths), tuple(range(0, columns * lanes, lanes)), False)
+    joint = levels_of(p.spec.n, p.rhs.strides, p.out.strides)
+    if not joint or joint[-1][1:] != (1, 1) or p.rhs.dtype != p.acc:
+        return
+    rhs_levels, out_levels = levels_of(p.spec.n, p.rhs.strides), levels_of(p.spec.n, p.out.strides)
+    length = joint[-1][0]
+    for parts in range(1, 65):
+        run = length // parts
+        vectors = -(-run // lanes)
+        if run * 4 < lanes and parts > 1:
+            break
+        if length % parts or vectors > 8:
+            continue
+        for count in range(1, 8 // vectors + 1 if parts == 1 else 2):
+            nr = count * run
+            if n % nr or tile_offsets(rhs_levels, nr) is None or tile_offsets(out_levels, nr) is None:
+                continue
+            starts = [r * run + v for r in range(count) for v in range(0, run, lanes)]
+            widths = [min(lanes, run - start % run) for start in starts]
+            yield _Columns(tuple(widths), tuple(starts), True)
+
+
+def _outer(p: Plan) -> Iterator[Candidate]:
+    """Plans for the outer-product kernel."""
+    spec, target, size = p.spec, p.target, p.acc.itemsize
+    b, m, n, k = _sizes(p)
+    lanes = target.lanes(size)
+    lhs_rows, rhs_rows = levels_of(spec.m, p.lhs.strides), levels_of(spec.n, p.rhs.strides)
+    out_rows, out_columns = levels_of(spec.m, p.out.strides), levels_of(spec.n, p.out.strides)
+    depth = p.depth_levels
+    unit = not out_columns or out_columns[-1][1] == 1
+    flat_rhs = len(rhs_rows) < 2 and (not rhs_rows or rhs_rows[0][1] == 1) and p.rhs.dtype == p.acc
+    footprint = _footprint(spec.rhs, spec) * size
+    aligned = all(stride % lanes == 0 for *_, stride in [*depth, *rhs_rows[:-1]])
+    lhs_stride = lhs_rows[-1][1] * size if lhs_rows else 0
+    row_plans = []
+    for mr in range(1, min(m, 30) + 1):
+        goal = max(256, target.l1 // 2 // (size * mr)) if p.out.dtype == p.acc else k
+        split, chunk = choose_chunk(depth, goal)
+        kc = chunk * math.prod(level[0] for level in depth[split + 1 :])
+        alike = p.lhs.dtype == p.acc and tile_offsets(lhs_rows, mr) is not None
+        row_plans.append((mr, split, chunk, kc, alike, tile_offsets(out_rows, mr) is not None))
+    for shape in _column_shapes(p, n, lanes):
+        columns, nr = len(shape.widths), shape.nr
+        crossing = 0.0
+        if not unit:
+            crossing = 1.0
+        elif not shape.rows and len(out_columns) > 1 and out_columns[-1][0] % nr:
+            crossing = min(1.0, nr / out_columns[-1][0])
+        ragged_n = n % nr != 0
+        for mr, split, chunk, kc, alike, out_alike in row_plans:
+            if mr * columns + columns + 1 > target.registers:
+                break
+            single, ragged_m = kc == k, m % mr != 0
+            m_overlap = ragged_m and single and len(lhs_rows) < 2 and len(out_rows) < 2
+            lhs_direct = alike and (not ragged_m or m_overlap)
+            n_overlap = flat_rhs and ragged_n and single and len(out_columns) < 2
+            tiles_m, tiles_n = -(-m // mr), -(-n // nr)
+            slow = crossing if out_alike else 1.0
+            store = mr * columns * (1.5 + slow * (5 if unit else lanes * 1.5))
+            for rhs_packed in (False, True):
+                if rhs_packed and shape.rows:
+                    continue
+                if not rhs_packed and not shape.rows and (not flat_rhs or (ragged_n and not n_overlap)):
+                    continue
+                loads = columns * (1.0 if rhs_packed or aligned else 2.0) + 0.5 * mr
+                per_k = (
+                    max(mr * columns, loads, 4) + (0.5 if mr * columns < 12 else 0) + 0.05 * (mr + columns)
+                )
+                if kc * nr * size > target.l1 // 2:
+                    per_k += 0.15 * columns  # the panel comes from the second-level cache
+                cost = b * tiles_m * tiles_n * (k * per_k + -(-k // kc) * (store + 20))
+                block = target.l2 // 2 // (size * kc)
+                if not rhs_packed and (tiles_m == 1 or footprint <= target.l2 // 2):
+                    block = n
+                elif not rhs_packed:
+                    block = max(1, n * (target.l2 // 2) // footprint)
+                nc = min(max(1, block // nr), tiles_n) * nr
+                if rhs_packed:
+                    cost += b * k * n * _pack_cost(rhs_rows, depth[-1][2] == 1, nr, lanes)
+                    cost += b * tiles_n * -(-k // kc) * 10
+                elif depth[-1][2] * size % 2048 == 0 and kc > 64 and tiles_m > 2:
+                    cost *= 1.15  # rows a power of two apart fall into the same cache sets
+                for lhs_packed in (False, True):
+                    if not lhs_packed and not lhs_direct:
+                        continue
+                    total = cost
+                    if lhs_packed:
+                        pack = _pack_cost(lhs_rows, depth[-1][1] == 1, mr, lanes)
+                        total += b * k * tiles_m * mr * pack * -(-n // nc)
+                    elif mr > 6 and lhs_stride and lhs_stride % 2048 == 0 and kc > 16:
+                        total *= 1.25
+                    yield (
+                        total,
+                        p,
+                        {
+                            "path": "outer",
+                            "mr": mr,
+                            "widths": shape.widths,
+                            "starts": shape.starts,
+                            "lanes": lanes,
+                            "k_split": split,
+                            "k_chunk": chunk,
+                            "nc": nc,
+                            "lhs_packed": lhs_packed,
+                            "rhs_packed": rhs_packed,
+                            "m_overlap": m_overlap and not lhs_packed,
+                            "n_overlap": n_overlap and not rhs_packed and not shape.rows,
+                        },
+                    )
+
+
+def _inner(p: Plan) -> Iterator[Candidate]:
+    """Plans for the inner-product kernel."""
+    spec, target, size = p.spec, p.target, p.acc.itemsize
+    b, m, n, k = _sizes(p)
+    depth = p.depth_levels
+    run = depth[-1][0]
+    if depth[-1][1:] != (1, 1) or run < 4 or p.lhs.dtype != p.acc or p.rhs.dtype != p.acc:
+        return
+    m_levels = levels_of(spec.m, p.lhs.strides, p.out.strides)
+    n_levels = levels_of(spec.n, p.rhs.strides, p.out.strides)
+    working_set = (_footprint(spec.lhs, spec) + _footprint(spec.rhs, spec)) * size
+    goal = k
+    if p.out.dtype == p.acc and working_set > target.l2:
+        goal = max(256, k * (target.l2 // 2) // working_set)
+    split, chunk = choose_chunk(depth, goal)
+    if len(depth) == 1:
+        chunk = run
+    elif split == len(depth) - 1:
+        split, chunk = len(depth) - 2, 1
+    kc = chunk * math.prod(level[0] for level in depth[split + 1 :])
+    single = kc == k
+    full = target.lanes(size)
+    heights = [mr for mr in range(1, min(m, 16) + 1) if tile_offsets(m_levels, mr) is not None]
+    breadths = [nr for nr in range(1, min(n, 16) + 1) if tile_offsets(n_levels, nr) is not None]
+    for lanes in {full, max(2, full // 2)}:
+        steps = -(-run // lanes)
+        speed = 1.0 if lanes == full else 0.7
+        for mr in heights:
+            m_overlap = m % mr != 0
+            if m_overlap and (not single or len(m_levels) > 1):
+                continue
+            for nr in breadths:
+                if mr * nr + mr + 1 > target.registers:
+                    break
+                n_overlap = n % nr != 0
+                if n_overlap and (not single or len(n_levels) > 1):
+                    continue
+                # Loads of both operands are rarely aligned, so each counts as one and a half.
+                per_step = max(mr * nr, 1.5 * (mr + nr), 4) * speed + 0.5
+                tile = (k // run) * (steps * per_step + 2) + -(-k // kc) * (mr * nr * 6 + 20)
+                yield (
+                    b * -(-m // mr) * -(-n // nr) * tile,
+                    p,
+                    {
+                        "path": "inner",
+                        "mr": mr,
+                        "widths": (1,) * nr,
+                        "starts": tuple(range(nr)),
+                        "lanes": lanes,
+                        "k_split": split,
+                        "k_chunk": chunk,
+                        "nc": n,
+                        "m_overlap": m_overlap,
+                        "n_overlap": n_overlap,
+                    },
+                )

@@ -18,7 +18,7 @@ from fgrad.convert import as_array
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Var
 from fgrad.ops.builders import full, full_like
-from fgrad.ops.structure import reshape
+from fgrad.ops.structure import reshape, slice_
 from fgrad.trace import Traced, Tracer, evaluate, trace
 from fgrad.transforms.jvp import Derived, jvp_graph
 from fgrad.transforms.transpose import transpose_graph, vjp_graph
@@ -279,7 +279,8 @@ def _basis(like: Sequence[Array]) -> list[Array]:
 def _split_rows(x: Array, like: Sequence[Array]) -> list[Array]:
     at, parts = 0, []
     for y in like:
-        parts.append(reshape(x[at : at + y.size], (*y.shape, *x.shape[1:])))  # type: ignore[index]
+        rows = slice_(x, (at, *[0] * (x.ndim - 1)), (at + y.size, *x.shape[1:]))
+        parts.append(reshape(rows, (*y.shape, *x.shape[1:])))
         at += y.size
     return parts
 
@@ -328,7 +329,7 @@ def jacfwd(f: F, argnums: int | Sequence[int] = 0) -> F:
         for c in columns:
             at, parts = 0, []
             for x in rec.inputs:
-                block = c[..., at : at + x.size]
+                block = slice_(c, (*[0] * (c.ndim - 1), at), (*c.shape[:-1], at + x.size))
                 parts.append(reshape(block, (*block.shape[:-1], *x.shape)))
                 at += x.size
             p = tree.unflatten(rec.in_tree, parts)

@@ -72,10 +72,11 @@ def push_tangents(t: Trace, graph: Graph, tangents: Tangents) -> None:
             tangents.set(v, tangent)
 
 
-def jvp_graph(graph: Graph, active: Sequence[bool]) -> tuple[Derived, list[bool]]:
+def jvp_graph(graph: Graph, active: Sequence[bool], force: Sequence[bool] | None = None) -> tuple[Derived, list[bool]]:
     """The graph `(inputs, tangents of the active inputs, captured) -> (outputs, tangents of the outputs that have one)`.
 
-    Returns it with a mask of the outputs that have a tangent. Integer inputs cannot be active.
+    Returns it with a mask of the outputs that have a tangent; where `force` holds, zeros are made for those that have none.
+    Integer inputs cannot be active.
     """
     new: list[Var] = []
     with deriving("jvp") as t:
@@ -88,6 +89,10 @@ def jvp_graph(graph: Graph, active: Sequence[bool]) -> tuple[Derived, list[bool]
                 tangents.set(v, as_tracer(t, new[-1]))
         push_tangents(t, graph, tangents)
         out_tangents = [tangents.get(a) for a in graph.outputs]
+        if force is not None:
+            out_tangents = [
+                instantiate(x, a.type) if f else x for x, a, f in zip(out_tangents, graph.outputs, force, strict=True)
+            ]
         atoms = [t.lift(x) for x in out_tangents if x is not None]
     derived = Graph((*graph.inputs, *new, *t.inputs_captured), t.eqns, (*graph.outputs, *atoms), f"jvp {graph.name}")
     return Derived(derived, t.arrays_captured), [x is not None for x in out_tangents]

@@ -14,13 +14,13 @@ from fgrad.errors import GraphError, message
 from fgrad.ir import Atom, Graph, Linear, Var, dce
 from fgrad.ops.elementwise import add
 from fgrad.trace import as_tracer, at_source, deriving
-from fgrad.transforms.jvp import Derived, jvp_graph
+from fgrad.transforms.jvp import Derived, instantiate, jvp_graph
 
 
-def transpose_graph(graph: Graph, linear: Sequence[bool]) -> tuple[Derived, list[bool]]:
+def transpose_graph(graph: Graph, linear: Sequence[bool], force: bool = False) -> tuple[Derived, list[bool]]:
     """The graph `(non-linear inputs, cotangents of all outputs, captured) -> cotangents of the linear inputs that have one`.
 
-    Returns it with a mask over the linear inputs: False where the cotangent is zero. Outputs that do not depend on a linear
+    Returns it with a mask over the linear inputs: False where the cotangent is zero (with `force` zeros are made). Outputs that do not depend on a linear
     input must not be there (a function with such an output is not linear).
     """
     graph = dce(graph)
@@ -60,6 +60,9 @@ def transpose_graph(graph: Graph, linear: Sequence[bool]) -> tuple[Derived, list
                 for a, ct in zip(eqn.inputs, results, strict=True):
                     accumulate(a, ct)
         found = [cotangents.get(v) for v, on in zip(graph.inputs, linear, strict=True) if on]
+        if force:
+            of = [v for v, on in zip(graph.inputs, linear, strict=True) if on]
+            found = [instantiate(x, v.type) for x, v in zip(found, of, strict=True)]
         atoms = [t.lift(x) for x in found if x is not None]
     fixed = [v for v, on in zip(graph.inputs, linear, strict=True) if not on]
     derived = Graph((*fixed, *cts, *t.inputs_captured), t.eqns, tuple(atoms), f"transpose {graph.name}")

@@ -178,6 +178,7 @@ class Program:
     donated: dict[int, int] = field(default_factory=dict)
     arena_bytes: int = 0
     offsets: dict[Buf, int] = field(default_factory=dict)  # temp root -> byte offset in the arena
+    placed: dict[int, int] = field(default_factory=dict)  # output j -> donated input whose bytes it is written to
 
 
 def nested_blocks(step: Step) -> tuple[Block, ...]:

@@ -1,0 +1,459 @@
+"""Loop nests as LLVM functions.
+
+    kernel row_sum(y: float32[8] out, x: float32[8*100] in):
+        for i in parallel 8:
+            s = 0
+            for j in vector 100:  s = add(s, x[100*i + j])
+            y[i] = s
+
+becomes (shortened)
+
+    define internal void @row_sum(ptr noalias nonnull align 64 %y, ptr noalias nonnull align 4 %x) noinline nounwind {
+    i.body:                                          ; extents are known and positive: loops need no guard
+      %i = phi i64 [ 0, %start ], [ %i.next, %j.done ]
+      br label %j.body
+    j.body:
+      %j = phi i64 [ 0, %i.body ], [ %j.next, %j.body ]
+      %s.1 = fadd reassoc nsz contract float %s.0, %x.v       ; reassociation is what lets a sum become a vector
+      br i1 %more, label %j.body, label %j.done, !llvm.loop !1    ; !1 asks for vectorisation
+
+Each expression is computed once per innermost scope that needs it, and outside every loop that cannot change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from fgrad.codegen import scalar
+from fgrad.codegen.loops import (
+    Acc,
+    Affine,
+    Buffer,
+    Check,
+    Const,
+    Expr,
+    Init,
+    Kernel,
+    Load,
+    Loop,
+    LoopVar,
+    Op,
+    Stmt,
+    Store,
+    Update,
+    children,
+    expressions,
+    statements,
+)
+
+I1, I8, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
+POINTER = ir.PointerType()
+REDUCE_FLAGS = ("reassoc", "nsz", "contract")
+_UNROLL_LIMIT = 256  # expressions; a longer body is left to LLVM's own judgement
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How a call site passes a kernel's buffers. Buffers that share their bytes share one parameter, so that LLVM sees it.
+
+    slots    parameter of each buffer; parameters are numbered in order of first use.
+    noalias  for each parameter: no other parameter that is written overlaps it.
+    align    for each parameter: known alignment in bytes.
+    """
+
+    slots: tuple[int, ...]
+    noalias: tuple[bool, ...]
+    align: tuple[int, ...]
+
+    @staticmethod
+    def distinct(buffers: Sequence[Buffer]) -> Binding:
+        n = len(buffers)
+        return Binding(tuple(range(n)), (True,) * n, tuple(b.dtype.itemsize for b in buffers))
+
+
+def new_module(name: str) -> ir.Module:
+    """An empty module with a context of its own (llvmlite's global one keeps every struct name for ever)."""
+    return ir.Module(name, context=ir.Context())
+
+
+def emit_kernel(module: ir.Module, kernel: Kernel, name: str, binding: Binding | None = None) -> ir.Function:
+    """Add `void name(pointers...)`, one pointer for each parameter of `binding` (default: one for each buffer)."""
+    return _KernelEmitter(module, kernel, name, binding or Binding.distinct(kernel.buffers)).run()
+
+
+def set_string_attribute(function: ir.Function, name: str, value: str) -> None:
+    """Add a `"name"="value"` attribute, which llvmlite's own check of known names would refuse."""
+    set.add(function.attributes, f'"{name}"="{value}"')
+
+
+class _KernelEmitter:
+    def __init__(self, module: ir.Module, kernel: Kernel, name: str, binding: Binding):
+        self.module, self.kernel, self.binding = module, kernel, binding
+        parameters = max(binding.slots, default=-1) + 1
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * parameters), name)
+        self.pointers = {b: self.function.args[s] for b, s in zip(kernel.buffers, binding.slots, strict=True)}
+        written = {s for b, s in zip(kernel.buffers, binding.slots) if b.role != "in"}
+        self.shared_reads = {
+            b for b, s in zip(kernel.buffers, binding.slots) if b.role == "in" and s in written
+        }  # in place: loads have to come before the store that overwrites them
+        self.scopes: list[dict[int, ir.Value]] = [{}]
+        self.known_needs: dict[int, frozenset[Any]] = {}
+        self.accumulators: dict[Acc, ir.Value] = {}
+        self.failures: list[tuple[Check, ir.Value]] = []
+        self.keep: list[Expr] = []  # ids are keys, so nothing may be freed meanwhile
+
+    # -------------------------------------------------------------------------------------------- the function
+
+    def run(self) -> ir.Function:
+        fn, binding = self.function, self.binding
+        fn.linkage = "internal"
+        fn.attributes.add("nounwind")
+        fn.attributes.add("noinline")  # keeps what `noalias` says, and the entry function small
+        names: dict[int, str] = {}
+        sizes: dict[int, int] = {}
+        for buffer, slot in zip(self.kernel.buffers, binding.slots):
+            names.setdefault(slot, buffer.name)
+            sizes[slot] = max(sizes.get(slot, 0), buffer.size * buffer.dtype.itemsize)
+        for slot, arg in enumerate(fn.args):
+            arg.name = names[slot]
+            arg.add_attribute("nonnull")
+            if binding.noalias[slot]:
+                arg.add_attribute("noalias")
+            arg.attributes.align = binding.align[slot]
+            if sizes[slot]:
+                arg.attributes.dereferenceable = sizes[slot]
+        entry = fn.append_basic_block("entry")
+        start = fn.append_basic_block("start")
+        self.builder = ir.IRBuilder(start)
+        self.allocas = ir.IRBuilder(entry)
+        self.block(self.kernel.body)
+        self.report_failures()
+        self.builder.ret_void()
+        self.allocas.branch(start)
+        return fn
+
+    def report_failures(self) -> None:
+        for check, flag in self.failures:
+            b = self.builder
+            failed = b.icmp_unsigned("!=", b.load(flag, typ=I8), I8(0))
+            with b.if_then(failed, likely=False):
+                status = self.pointers[check.status]
+                first = b.icmp_unsigned("==", b.load(status, typ=I64), I64(0))
+                with b.if_then(first):
+                    b.store(I64(check.code), status)
+
+    # -------------------------------------------------------------------------------------------- statements
+
+    def block(self, body: Sequence[Stmt]) -> None:
+        for n, stmt in enumerate(body):
+            if isinstance(stmt, Loop):
+                self.loop(stmt)
+            elif isinstance(stmt, Store):
+                self.store(stmt, body[n + 1 :])
+            elif isinstance(stmt, Init):
+                self.assign(stmt.acc, self.value(stmt.value))
+            elif isinstance(stmt, Update):
+                self.update(stmt)
+            elif isinstance(stmt, Check):
+                self.check(stmt)
+            else:
+                raise NotImplementedError(
+                    f"kernel {self.kernel.name}: no LLVM printer for {type(stmt).__name__}"
+                )
+
+    def loop(self, stmt: Loop) -> None:
+        extent = stmt.var.extent
+        if extent <= 0:
+            return
+        if extent == 1 or (stmt.kind == "unroll" and extent * self.weight(stmt.body) <= _UNROLL_LIMIT):
+            for i in range(extent):
+                self.scopes.append({id(stmt.var): I64(i)})
+                self.block(stmt.body)
+                self.scopes.pop()
+            return
+        changed = _changed(stmt)
+        self.hoist(stmt, changed)
+        self.forget(changed)
+        b, name = self.builder, stmt.var.name
+        before, head = b.block, b.append_basic_block(f"{name}.body")
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64, name=name)
+        index.add_incoming(I64(0), before)
+        self.scopes.append({id(stmt.var): index})
+        self.block(stmt.body)
+        self.scopes.pop()
+        following = b.add(index, I64(1), name=f"{name}.next", flags=("nuw", "nsw"))
+        index.add_incoming(following, b.block)
+        done = b.append_basic_block(f"{name}.done")
+        branch = b.cbranch(b.icmp_unsigned("==", following, I64(extent)), done, head)
+        self.annotate(branch, stmt)
+        b.position_at_end(done)
+
+    def annotate(self, branch: Any, stmt: Loop) -> None:
+        wanted: list[Any] = ["llvm.loop.mustprogress"]
+        if stmt.kind == "vector" and stmt.var.extent >= 4:
+            wanted = [["llvm.loop.mustprogress"], ["llvm.loop.vectorize.enable", I1(1)]]
+        elif stmt.kind == "unroll":
+            wanted = [["llvm.loop.mustprogress"], ["llvm.loop.unroll.enable"]]
+        else:
+            return
+        operands = [self.module.add_metadata(w) for w in wanted]
+        # A loop's name is a node that holds itself: made anew each time, or two loops would be one.
+        node = ir.values.MDValue(self.module, operands, name=str(len(self.module.metadata)))
+        node.operands = (node, *operands)
+        branch.set_metadata("llvm.loop", node)
+
+    def store(self, stmt: Store, rest: Sequence[Stmt]) -> None:
+        index, value = self.value(stmt.index), self.value(stmt.value)
+        mask = None if stmt.mask is None else self.value(stmt.mask)
+        if self.shared_reads:
+            self.load_before(stmt, rest)
+        b, dtype = self.builder, stmt.buffer.dtype
+
+        def write() -> None:
+            address = self.address(stmt.buffer, index)
+            new = value
+            if stmt.op is not None:
+                new = self.combine(stmt.op, self.read(address, dtype), value, dtype)
+            b.store(scalar.to_memory(b, new, dtype), address, align=dtype.itemsize)
+
+        if mask is None:
+            write()
+        else:
+            with b.if_then(mask):
+                write()
+        self.forget({stmt.buffer})
+
+    def load_before(self, stmt: Store, rest: Sequence[Stmt]) -> None:
+        """Load what the following statements of this scope read from the bytes that `stmt` is about to overwrite."""
+        slot = self.binding.slots[self.kernel.buffers.index(stmt.buffer)]
+        at_risk = {
+            b for b, s in zip(self.kernel.buffers, self.binding.slots) if s == slot and b in self.shared_reads
+        }
+        if not at_risk:
+            return
+        available = set().union(*self.scopes)
+        for later in rest:
+            for e in _nodes(expressions(later)):
+                if isinstance(e, Load) and e.buffer in at_risk and self.computable(e, available):
+                    self.value(e)
+
+    def computable(self, e: Expr, available: set[int]) -> bool:
+        return all(id(n) in available for n in self.needs(e) if isinstance(n, LoopVar)) and not any(
+            isinstance(n, (Acc, Buffer)) for n in self.needs(e)
+        )
+
+    def update(self, stmt: Update) -> None:
+        value = self.value(stmt.value)
+        if stmt.op != "set":
+            value = self.combine(stmt.op, self.value(stmt.acc), value, stmt.acc.dtype)
+        self.assign(stmt.acc, value)
+
+    def assign(self, acc: Acc, value: ir.Value) -> None:
+        slot = self.accumulators.get(acc)
+        if slot is None:
+            slot = self.accumulators[acc] = self.allocas.alloca(value.type, name=acc.name)
+        self.builder.store(value, slot)
+        self.forget({acc})
+
+    def combine(self, op: str, old: ir.Value, value: ir.Value, dtype: np.dtype) -> ir.Value:
+        """A reduction step: where several partial results may be kept, the flags say so."""
+        b = self.builder
+        if isinstance(old.type, (ir.FloatType, ir.DoubleType)) and dtype.kind == "f" and dtype.itemsize >= 4:
+            if op == "add":
+                return b.fadd(old, value, flags=REDUCE_FLAGS)
+            if op == "mul":
+                return b.fmul(old, value, flags=REDUCE_FLAGS)
+            if op in ("maximum", "minimum"):
+                return self.intrinsic(f"llvm.{op}", old, value)
+        return scalar.emit(b, op, [old, value], [dtype, dtype], dtype)
+
+    def intrinsic(self, name: str, *args: ir.Value) -> ir.Value:
+        kind = args[0].type
+        full = f"{name}.{kind.intrinsic_name}"
+        fn = self.module.globals.get(full)
+        if fn is None:
+            fn = ir.Function(self.module, ir.FunctionType(kind, [kind] * len(args)), full)
+        return self.builder.call(fn, args, fastmath=("nsz",))
+
+    def check(self, stmt: Check) -> None:
+        b, ok = self.builder, self.value(stmt.ok)
+        flag = self.allocas.alloca(I8, name=f"failed.{stmt.code}")
+        self.allocas.store(I8(0), flag)
+        b.store(b.or_(b.load(flag, typ=I8), b.zext(b.not_(ok), I8)), flag)
+        self.failures.append((stmt, flag))
+
+    # -------------------------------------------------------------------------------------------- expressions
+
+    def value(self, root: Expr) -> ir.Value:
+        """The value of `root` here, computed unless a scope around has it. (A stack, for chains longer than Python's.)"""
+        self.needs(root)  # `forget` asks what each remembered value depends on
+        pending = [root]
+        while pending:
+            e = pending[-1]
+            if self.find(e) is not None:
+                pending.pop()
+                continue
+            missing = [c for c in children(e) if self.find(c) is None]
+            if missing:
+                pending.extend(missing)
+                continue
+            pending.pop()
+            scope = self.scopes[0] if isinstance(e, Const) else self.scopes[-1]
+            scope[id(e)] = self.compute(e)
+            self.keep.append(e)
+        found = self.find(root)
+        assert found is not None
+        return found
+
+    def find(self, e: Expr) -> ir.Value | None:
+        for scope in reversed(self.scopes):
+            value = scope.get(id(e))
+            if value is not None:
+                return value
+        return None
+
+    def compute(self, e: Expr) -> ir.Value:
+        b = self.builder
+        if isinstance(e, Const):
+            return scalar.constant(e.value, e.dtype)
+        if isinstance(e, Affine):
+            return self.affine(e)
+        if isinstance(e, Load):
+            return self.load(e)
+        if isinstance(e, Acc):
+            if e not in self.accumulators:
+                raise ValueError(f"kernel {self.kernel.name}: accumulator {e.name} is read before its Init")
+            slot = self.accumulators[e]
+            return b.load(slot, typ=slot.allocated_type)
+        if isinstance(e, Op):
+            args = [self.find(a) for a in e.args]
+            return scalar.emit(b, e.name, args, [a.dtype for a in e.args], e.dtype)
+        if isinstance(e, LoopVar):
+            raise ValueError(f"kernel {self.kernel.name}: loop variable {e.name} is used outside its loop")
+        raise NotImplementedError(f"kernel {self.kernel.name}: no LLVM printer for {type(e).__name__}")
+
+    def affine(self, e: Affine) -> ir.Value:
+        """The sum with what changes in the outer loops first, so that LLVM can move partial sums out of the inner ones."""
+        depth = {key: n for n, scope in enumerate(self.scopes) for key in scope}
+        b = self.builder
+        total: ir.Value | None = I64(e.const) if e.const or not e.terms else None
+        for term, coef in sorted(e.terms, key=lambda t: depth.get(id(t[0]), 0)):
+            part = self.find(term)
+            assert part is not None
+            if coef != 1:
+                part = b.mul(part, I64(coef), flags=("nsw",))
+            total = part if total is None else b.add(total, part, flags=("nsw",))
+        assert total is not None
+        return total
+
+    def address(self, buffer: Buffer, index: ir.Value) -> ir.Value:
+        element = ir.IntType(8 * buffer.dtype.itemsize)
+        return self.builder.gep(self.pointers[buffer], [index], inbounds=True, source_etype=element)
+
+    def load(self, e: Load) -> ir.Value:
+        b = self.builder
+        index = self.find(e.index)
+        assert index is not None
+        if e.mask is None:
+            return self.read(self.address(e.buffer, index), e.dtype)
+        mask = self.find(e.mask)
+        other = scalar.constant(0, e.dtype) if e.other is None else self.find(e.other)
+        if e.buffer.size == 0:
+            return other
+        safe = b.select(mask, index, I64(0))
+        return b.select(mask, self.read(self.address(e.buffer, safe), e.dtype), other)
+
+    def read(self, address: ir.Value, dtype: np.dtype) -> ir.Value:
+        raw = self.builder.load(address, typ=scalar.memory_type(dtype), align=dtype.itemsize)
+        return scalar.from_memory(self.builder, raw, dtype)
+
+    # -------------------------------------------------------------------------------------------- what depends on what
+
+    def needs(self, e: Expr) -> frozenset[Any]:
+        """What can change `e`: loop variables, accumulators, and buffers that this kernel writes."""
+        found = self.known_needs.get(id(e))
+        if found is not None:
+            return found
+        pending = [e]
+        while pending:
+            node = pending[-1]
+            missing = [c for c in children(node) if id(c) not in self.known_needs]
+            if missing:
+                pending.extend(missing)
+                continue
+            pending.pop()
+            mine: set[Any] = set()
+            if isinstance(node, (LoopVar, Acc)):
+                mine.add(node)
+            elif isinstance(node, Load) and node.buffer.role != "in":
+                mine.add(node.buffer)
+            self.known_needs[id(node)] = frozenset(mine).union(
+                *(self.known_needs[id(c)] for c in children(node))
+            )
+            self.keep.append(node)
+        return self.known_needs[id(e)]
+
+    def forget(self, changed: Iterable[Any]) -> None:
+        """Drop every remembered value that `changed` may have changed."""
+        gone = frozenset(changed)
+        for scope in self.scopes:
+            stale = [key for key in scope if not gone.isdisjoint(self.known_needs.get(key, ()))]
+            for key in stale:
+                del scope[key]
+
+    def hoist(self, stmt: Loop, changed: set[Any]) -> None:
+        """Compute, before the loop, the largest expressions that do not change in it. (Loops run at least once.)"""
+        unknown = changed | {s.var for s in statements([stmt]) if isinstance(s, Loop)}
+        seen: set[int] = set()
+        pending = [e for s in statements(stmt.body) for e in expressions(s)]
+        while pending:
+            e = pending.pop()
+            if id(e) in seen:
+                continue
+            seen.add(id(e))
+            if not unknown.isdisjoint(self.needs(e)):
+                pending.extend(children(e))
+            elif isinstance(e, (Op, Load)) and self.initialised(e):
+                self.value(e)
+
+    def initialised(self, e: Expr) -> bool:
+        return all(n in self.accumulators for n in self.needs(e) if isinstance(n, Acc))
+
+    def weight(self, body: Sequence[Stmt]) -> int:
+        total = 0
+        for stmt in body:
+            if isinstance(stmt, Loop):
+                total += stmt.var.extent * self.weight(stmt.body)
+            else:
+                total += len(_nodes(expressions(stmt)))
+        return total
+
+
+def _changed(loop: Loop) -> set[Any]:
+    """Accumulators and buffers that the loop assigns."""
+    found: set[Any] = set()
+    for stmt in statements(loop.body):
+        if isinstance(stmt, Store):
+            found.add(stmt.buffer)
+        elif isinstance(stmt, (Init, Update)):
+            found.add(stmt.acc)
+    return found
+
+
+def _nodes(roots: Iterable[Expr]) -> list[Expr]:
+    """All distinct expressions under `roots`."""
+    seen: dict[int, Expr] = {}
+    pending = list(roots)
+    while pending:
+        e = pending.pop()
+        if id(e) not in seen:
+            seen[id(e)] = e
+            pending.extend(children(e))
+    return list(seen.values())

@@ -1,0 +1,334 @@
+"""A compiled program that can be called: tables of pointers, the arena, output buffers, and the host steps between segments.
+
+A call writes the input pointers into a table, takes an output buffer for each result and jumps into the code.
+What a call needs is held by a `_Workspace`; each call takes an idle one or makes another, so that threads never share
+an arena and no call waits for a lock. An output buffer is used again once no array looks at it any more: large results
+are then written to warm memory instead of fresh pages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import struct
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fgrad.codegen.canonical import program_text
+from fgrad.codegen.entry import (
+    Entry,
+    HostControl,
+    Item,
+    Layout,
+    Places,
+    Segment,
+    cut,
+    emit_program,
+    plan_contractions,
+)
+from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
+from fgrad.codegen.target import host
+from fgrad.errors import FgradIndexError, FgradValueError, message
+from fgrad.passes.memory import peak_memory, plan_memory
+from fgrad.runtime import cache
+from fgrad.runtime.native import NativeCode, compile_module, load_object
+
+_ALIGN = 64
+_BLOCKS = 3  # buffers kept for each output: the step's result, the previous one still in use, and one spare
+_loaded: weakref.WeakValueDictionary[str, NativeCode] = weakref.WeakValueDictionary()
+_compile_lock = (
+    threading.RLock()
+)  # one compilation at a time: Numba has a lock of its own around all of its work
+_numbers = itertools.count()
+
+
+def compile_program(program: Program, key: str = "") -> Executable:
+    """Plan the program's memory, then find its code (in this process, on disk) or make it.
+
+    `key` is mixed into the name of the disk entry; the program's own canonical text is always part of it, so the code
+    that is loaded fits the program whatever the caller passes.
+    """
+    target = host()
+    plan_contractions(program, target)
+    plan_memory(program)
+    digest = hashlib.sha256(program_text(program).encode()).hexdigest()
+    name = cache.entry_key(digest, key, target.cpu, target.features, str(target.vector_bytes))
+    with _compile_lock:
+        native = _loaded.get(name)
+        if native is None:
+            native = _load_or_compile(program, name, digest)
+            _loaded[name] = native
+    return Executable(program, native)
+
+
+def _load_or_compile(program: Program, name: str, digest: str) -> NativeCode:
+    found = cache.load(name)
+    if found is not None:
+        return load_object(found.object_code, found.meta["symbol"])
+    # A number, as Numba keeps all code for ever and must not meet one symbol twice.
+    symbol = f"fgrad_{digest[:16]}_{next(_numbers)}"
+    entry = emit_program(program, symbol, host())
+    native = compile_module(entry.text, symbol)
+    cache.store(name, {"symbol": symbol, "program": program.name}, native.object_code)
+    return native
+
+
+def _data_offset() -> int | None:
+    """Where an ndarray object holds its data pointer (after the object header), or None if that is not so here."""
+    probe = np.zeros(3)
+    offset = object.__basicsize__
+    try:
+        found = ctypes.c_size_t.from_address(id(probe) + offset).value
+    except (ValueError, TypeError):
+        return None
+    return offset if sys.implementation.name == "cpython" and found == probe.ctypes.data else None
+
+
+_OFFSET = _data_offset()
+_at = ctypes.c_size_t.from_address
+_HAS_REFCOUNTS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def data_pointer(array: np.ndarray) -> int:
+    """The address of an array's first element; four times faster than `array.ctypes.data`."""
+    return _at(id(array) + _OFFSET).value if _OFFSET is not None else array.__array_interface__["data"][0]
+
+
+def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
+    """Memory and the offset in it from which it is aligned."""
+    raw = np.empty(nbytes + _ALIGN, np.uint8)
+    return raw, -raw.__array_interface__["data"][0] % _ALIGN
+
+
+class _OutputBuffers:
+    """Memory for one output. `take` gives an array whose memory no other living array looks at."""
+
+    def __init__(self, buf: Buf):
+        self.shape, self.dtype, self.nbytes = buf.shape, buf.dtype, buf.nbytes
+        self.blocks: list[tuple[np.ndarray, int, int]] = []
+
+    def take(self) -> tuple[np.ndarray, int]:
+        for raw, offset, pointer in self.blocks:
+            # References: the tuple, `raw` and the argument. Every view of the memory, of whatever depth, is one more.
+            if sys.getrefcount(raw) == 3:
+                return np.ndarray(self.shape, self.dtype, raw, offset), pointer
+        raw, offset = _aligned(self.nbytes)
+        pointer = data_pointer(raw) + offset
+        if _HAS_REFCOUNTS:
+            if len(self.blocks) == _BLOCKS:
+                self.blocks.pop(0)
+            self.blocks.append((raw, offset, pointer))
+        return np.ndarray(self.shape, self.dtype, raw, offset), pointer
+
+
+class _Workspace:
+    """What one running call needs for itself."""
+
+    def __init__(self, executable: Executable):
+        layout, program = executable.layout, executable.program
+        self.table = (ctypes.c_size_t * max(layout.size, 1))()
+        self.address = ctypes.addressof(self.table)
+        self.status = ctypes.c_int64(0)
+        self.arena, offset = _aligned(program.arena_bytes)
+        self.table[Layout.STATUS] = ctypes.addressof(self.status)
+        self.table[Layout.ARENA] = data_pointer(self.arena) + offset
+        for n, value in enumerate(executable.constants):
+            self.table[Layout.FIRST + n] = data_pointer(value)
+        self.outputs = [
+            None if j in program.placed else _OutputBuffers(b) for j, b in enumerate(program.outputs)
+        ]
+        self.indices: dict[int, int] = {}  # of the loops that the host runs: id(step) -> iteration
+
+
+class Executable:
+    """Call with one NumPy array for each input of the program; returns one for each output.
+
+    An output that is placed on a donated input is returned as the input's own array, overwritten: the caller must not
+    use the old one again. A donated array that may not be written, or that is a view of foreign memory, is copied first;
+    that no *other* array looks at its memory is for the caller to know. Index errors are raised after the
+    program has run to its end, so donated inputs are gone even then.
+    """
+
+    def __init__(self, program: Program, native: NativeCode):
+        self.program, self.native = program, native
+        self.items, segments = cut(program)
+        self.layout = Layout(program, self.items)
+        self.places = Places(program, self.layout)
+        self.constants = [np.ascontiguousarray(b.value, dtype=b.dtype) for b in self.layout.constants]
+        self.n_inputs, self.n_outputs = len(program.inputs), len(program.outputs)
+        self._pack = struct.Struct(f"={self.n_inputs + self.n_outputs}Q").pack_into
+        self._pack_at = 8 * self.layout.inputs_at
+        self._straight = len(self.items) <= 1 and len(segments) == len(self.items)
+        self._idle: list[_Workspace] = []
+        self._donated = sorted(set(program.placed.values()))
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        arrays = list(inputs)
+        if len(arrays) != self.n_inputs:
+            raise FgradValueError(
+                message(
+                    self.program.name, f"the compiled program takes {self.n_inputs} arrays, got {len(arrays)}"
+                )
+            )
+        for n, (array, buf) in enumerate(zip(arrays, self.program.inputs)):
+            if array.dtype != buf.dtype or array.shape != buf.shape:
+                raise FgradValueError(
+                    message(
+                        self.program.name,
+                        f"compiled for input {n} of {buf.dtype}{list(buf.shape)}, got {array.dtype}{list(array.shape)}",
+                        "call it with the types that it was compiled for, or compile again",
+                    )
+                )
+            if not array.flags.carray and not (array.flags.c_contiguous and array.flags.aligned):
+                arrays[n] = np.ascontiguousarray(array) if array.flags.aligned else array.copy()
+        pointers = [data_pointer(a) for a in arrays]
+        if self._donated:
+            self._own_donated(arrays, pointers)
+        return self._run(pointers, arrays)
+
+    def call_pointers(
+        self, pointers: Sequence[int], donated: Sequence[np.ndarray | None] = ()
+    ) -> list[np.ndarray]:
+        """As calling, for a caller that knows where its (contiguous, aligned) inputs are; nothing is checked.
+
+        `donated` holds the arrays of the inputs in `program.placed` at their positions; others may be None.
+        """
+        return self._run(pointers, donated)
+
+    def _own_donated(self, arrays: list[np.ndarray], pointers: list[int]) -> None:
+        for n in self._donated:
+            array = arrays[n]
+            base = array.base
+            foreign = base is not None and not isinstance(base, np.ndarray)
+            if foreign or not array.flags.writeable or pointers.count(pointers[n]) > 1:
+                arrays[n] = array.copy()
+                pointers[n] = data_pointer(arrays[n])
+
+    def _run(self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        try:
+            work = self._idle.pop()
+        except IndexError:
+            work = _Workspace(self)
+        results: list[Any] = []
+        targets: list[int] = []
+        placed = self.program.placed
+        for j, buffers in enumerate(work.outputs):
+            if buffers is None:
+                i = placed[j]
+                results.append(self._as_output(arrays[i], j))
+                targets.append(pointers[i])
+            else:
+                array, pointer = buffers.take()
+                results.append(array)
+                targets.append(pointer)
+        self._pack(work.table, self._pack_at, *pointers, *targets)
+        if self._straight:
+            if self.items:
+                self.native.call(work.address, 0)
+        else:
+            self._run_items(work, self.items)
+        failed = work.status.value
+        if failed:
+            work.status.value = 0
+        self._idle.append(work)
+        if failed:
+            self._raise(failed)
+        return results
+
+    def _as_output(self, array: np.ndarray | None, j: int) -> np.ndarray:
+        buf = self.program.outputs[j]
+        assert array is not None
+        if array.shape == buf.shape and array.dtype == buf.dtype:
+            return array
+        return array.reshape(-1).view(buf.dtype).reshape(buf.shape)
+
+    def _raise(self, code: int) -> None:
+        what, source = self.program.checks[code - 1]
+        raise FgradIndexError(message(self.program.name, what, "", source))
+
+    # -------------------------------------------------------------------------------------------- host steps
+
+    def _run_items(self, work: _Workspace, items: Sequence[Item]) -> None:
+        for item in items:
+            if isinstance(item, Segment):
+                self.native.call(work.address, item.index)
+            elif isinstance(item, HostStep):
+                self._run_host(work, item)
+            else:
+                self._run_control(work, item)
+
+    def _view(self, work: _Workspace, buf: Buf, writeable: bool) -> np.ndarray:
+        place = self.places[buf]
+        pointer = work.table[Layout.ARENA] if place.region == "arena" else work.table[place.region]
+        pointer += place.offset + sum(stride * work.indices[loop] for loop, stride in place.moves)
+        memory = (ctypes.c_char * max(buf.nbytes, 1)).from_address(pointer)
+        view = np.ndarray(buf.shape, buf.dtype, memory)
+        view.flags.writeable = writeable
+        return view
+
+    def _run_host(self, work: _Workspace, step: HostStep) -> None:
+        source = step.eqns[0].source if step.eqns else None
+        try:
+            found = step.prim.impl(*[self._view(work, b, False) for b in step.inputs], **step.params)
+        except Exception as error:
+            if hasattr(error, "add_note"):
+                error.add_note(f"in {step.prim.name}, called by {self.program.name} at {source}")
+            raise
+        results = found if step.prim.multiple else (found,)
+        for buf, value in zip(step.outputs, results, strict=True):
+            view = self._view(work, buf, True)
+            if np.shape(value) != buf.shape:
+                raise FgradValueError(
+                    message(
+                        step.prim.name,
+                        f"its implementation returned shape {np.shape(value)} where its type rule says {buf.shape}",
+                        "correct the type rule or the implementation",
+                        source,
+                    )
+                )
+            np.copyto(view, value, casting="same_kind")
+
+    def _run_control(self, work: _Workspace, item: HostControl) -> None:
+        step = item.step
+        if isinstance(step, SwitchStep):
+            index = int(self._view(work, step.index, False).reshape(()))
+            self._run_items(work, item.blocks[min(max(index, 0), len(item.blocks) - 1)])
+        elif isinstance(step, ForStep):
+            slot = self.layout.loops_at + self.layout.loops.index(step)
+            for i in range(step.length):
+                work.table[slot] = work.indices[id(step)] = i
+                self._run_items(work, item.blocks[0])
+        else:
+            cond, body = item.blocks
+            while True:
+                self._run_items(work, cond)
+                if not bool(self._view(work, step.pred, False).reshape(())):
+                    break
+                self._run_items(work, body)
+
+    # -------------------------------------------------------------------------------------------- looking at it
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that a call needs beside its inputs."""
+        return peak_memory(self.program)
+
+    def _entry(self) -> Entry:
+        return emit_program(self.program, f"fgrad_shown_{next(_numbers)}", host())
+
+    @property
+    def ir_text(self) -> str:
+        """The program's LLVM IR as the code generator prints it (before LLVM's optimisations)."""
+        return self._entry().text
+
+    @property
+    def assembly(self) -> str:
+        """The machine code as assembly. Compiles the program again: object code cannot be printed."""
+        entry = self._entry()
+        return compile_module(entry.text, entry.symbol).assembly()

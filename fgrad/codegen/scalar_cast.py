@@ -8,6 +8,7 @@ import llvmlite.ir as ir
 import numpy as np
 
 from fgrad import dtypes
+from fgrad.codegen import target
 from fgrad.codegen.mathbase import V, element_type, intrinsic, like, splat, where
 
 _FLOAT, _DOUBLE, _HALF, _I1, _I8, _I16, _I32 = (
@@ -51,6 +52,36 @@ def memory_type(dtype: np.dtype) -> ir.Type:
     return _HALF if dtype == dtypes.float16 else llvm_type(dtype)
 
 
+def _native_half() -> bool:
+    """Whether the machine converts float16. Where it does not, LLVM would call C functions that may not be there."""
+    return target.host().half
+
+
+def _half_to_float(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    if _native_half():
+        return builder.fpext(raw, like(raw.type, _FLOAT))
+    short = builder.bitcast(raw, like(raw.type, _I16))
+    bits = V(builder, builder.zext(short, like(raw.type, _I32)))
+    magnitude, sign = bits & 0x7FFF, (bits & 0x8000) << 16
+    # The exponent moves to its new place; multiplying by 2**112 corrects its bias, for subnormal numbers too.
+    scaled = ((magnitude << 13).as_float() * 2.0**112).bits()
+    return (where(magnitude >= 0x7C00, scaled | 0x7F800000, scaled) | sign).as_float().v
+
+
+def _float_to_half(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    half = like(value.type, _HALF)
+    if _native_half():
+        return builder.fptrunc(value, half)
+    bits = V(builder, value).bits()
+    magnitude, sign = bits & 0x7FFFFFFF, bits.lshr(16) & 0x8000
+    normal = (magnitude + ((magnitude.lshr(13) & 1) + (0xFFF - ((127 - 15) << 23)))).lshr(13)
+    # Adding 1/2 lines the bits of a subnormal result up with the end of the word, and rounds them.
+    small = (magnitude.as_float() + 0.5).bits() - 0x3F000000
+    result = where(magnitude < 0x38800000, small, where(magnitude >= 0x477FF000, 0x7C00, normal))
+    result = where(magnitude > 0x7F800000, 0x7E00, result) | sign
+    return builder.bitcast(builder.trunc(result.v, like(value.type, _I16)), half)
+
+
 def from_memory(builder: ir.IRBuilder, raw: ir.Value, dtype: np.dtype) -> ir.Value:
     """A value (or vector) as it was loaded, in register form."""
     dtype = np.dtype(dtype)
@@ -59,7 +90,7 @@ def from_memory(builder: ir.IRBuilder, raw: ir.Value, dtype: np.dtype) -> ir.Val
     if dtype == dtypes.bfloat16:
         wide = builder.zext(raw, like(raw.type, _I32))
         return builder.bitcast(builder.shl(wide, splat(16, wide.type)), like(raw.type, _FLOAT))
-    return builder.fpext(raw, like(raw.type, _FLOAT)) if dtype == dtypes.float16 else raw
+    return _half_to_float(builder, raw) if dtype == dtypes.float16 else raw
 
 
 def to_memory(builder: ir.IRBuilder, value: ir.Value, dtype: np.dtype) -> ir.Value:
@@ -70,7 +101,7 @@ def to_memory(builder: ir.IRBuilder, value: ir.Value, dtype: np.dtype) -> ir.Val
     if dtype == dtypes.bfloat16:
         high = _bfloat16_bits(builder, value).lshr(16)
         return builder.trunc(high.v, like(value.type, _I16))
-    return builder.fptrunc(value, like(value.type, _HALF)) if dtype == dtypes.float16 else value
+    return _float_to_half(builder, value) if dtype == dtypes.float16 else value
 
 
 def load(builder: ir.IRBuilder, ptr: ir.Value, dtype: np.dtype) -> ir.Value:
@@ -105,7 +136,7 @@ def round_to(builder: ir.IRBuilder, value: ir.Value, dtype: np.dtype) -> ir.Valu
     """A computed register value rounded to `dtype`: nothing to do but for float16 and bfloat16."""
     dtype = np.dtype(dtype)
     if dtype == dtypes.float16:
-        return builder.fpext(builder.fptrunc(value, like(value.type, _HALF)), value.type)
+        return _half_to_float(builder, _float_to_half(builder, value))
     return _bfloat16_bits(builder, value).as_float().v if dtype == dtypes.bfloat16 else value
 
 

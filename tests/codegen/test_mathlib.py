@@ -40,7 +40,7 @@ def _erfinv(x):
 
 CASES = {
     "exp": Case(np.exp, mp.exp, 1.1, 1.1, -750, 720),
-    "exp2": Case(np.exp2, lambda x: mp.power(2, x), 1.0, 1.0, -1080, 1030),
+    "exp2": Case(np.exp2, lambda x: mp.power(2, x), 1.1, 1.1, -1080, 1030),
     "expm1": Case(np.expm1, mp.expm1, 1.5, 1.5, -50, 720),
     "sigmoid": Case(lambda x: 1 / (1 + np.exp(-x)), lambda x: 1 / (1 + mp.exp(-x)), 2.5, 2.0, -750, 50),
     "tanh": Case(np.tanh, mp.tanh, 1.5, 1.5, -4, 4),
@@ -60,7 +60,7 @@ CASES = {
     "acos": Case(np.arccos, mp.acos, 0.51, 2.0, -1, 1),
     "atan": Case(np.arctan, mp.atan, 0.51, 2.0),
     "erf": Case(_each(math.erf), mp.erf, 1.5, 1.5, -4, 4),
-    "erfc": Case(_each(math.erfc), lambda x: mp.erfc(max(-100, min(x, 100))), 0.51, 2.0, -5, 28),
+    "erfc": Case(_each(math.erfc), lambda x: mp.erfc(max(-100, min(x, 100))), 0.51, 2.5, -5, 28),
     "erfinv": Case(_each(lambda x: float(_erfinv(mp.mpf(x)))), _erfinv, 2.5, 2.5, -1, 1),
     "cbrt": Case(np.cbrt, lambda x: mp.sign(x) * mp.cbrt(abs(x)), 0.51, 1.0),
 }

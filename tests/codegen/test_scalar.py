@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fgrad.codegen import scalar
+from fgrad.codegen import scalar, scalar_cast
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SIGNED = [np.dtype(f"int{b}") for b in (8, 16, 32, 64)]
@@ -72,7 +72,8 @@ def same(got, want):
     got, want = np.asarray(got), np.asarray(want)
     assert got.dtype == want.dtype
     if got.dtype in FLOATS:
-        a, b = got.astype(np.float64), want.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            a, b = got.astype(np.float64), want.astype(np.float64)
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(np.signbit(a)[b == 0], np.signbit(b)[b == 0])
     else:
@@ -284,6 +285,22 @@ def test_casts(source, goal, elementwise, rng):
     with np.errstate(all="ignore"):
         want = x.astype(goal)
     same(elementwise("cast", [source], goal)(x), want)
+
+
+def test_half_precision_without_the_machines_help(elementwise, monkeypatch, rng):
+    """The integer code for processors without float16 conversion, on every float16 and around every rounding."""
+    monkeypatch.setattr(scalar_cast, "_native_half", lambda: False)
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    same(elementwise("cast", ["float16"], "float32")(every), every.astype(np.float32))
+    finite = every[np.isfinite(every)].astype(np.float32)
+    with np.errstate(over="ignore"):
+        following = np.nextafter(finite.astype(np.float16), np.float16(np.inf)).astype(np.float32)
+    between = (finite + following) / 2
+    patterns = rng.integers(0, 2**32, 100_000, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([finite, between, np.nextafter(between, 0), np.nextafter(between, np.inf), patterns])
+    with np.errstate(all="ignore"):
+        same(elementwise("cast", ["float32"], "float16")(x), x.astype(np.float16))
+        same(elementwise("add", ["float16"] * 2, "float16")(every, every[::-1]), every + every[::-1])
 
 
 @pytest.mark.parametrize("goal", INTS, ids=ids)

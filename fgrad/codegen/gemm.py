@@ -314,12 +314,8 @@ class _Writer:
         piece of k."""
         e, p = self.e, self.p
         lanes = value.type.count if width else 0
-        if width and width < lanes and e.can_mask(p.out.dtype, lanes) and p.out.dtype == self.acc:
-            mask = e.first_lanes(width, lanes)
-            if first is not True:
-                old = e.load_some(pointer, mask, p.out.dtype)
-                value = e.builder.select(first, value, e.builder.fadd(value, old))
-            e.store_some(value, pointer, mask, p.out.dtype)
+        if width and width < lanes and e.can_mask(p.out.dtype, lanes, store=True) and p.out.dtype == self.acc:
+            self.put_some(value, pointer, e.first_lanes(width, lanes), first)
             return
         if width:
             value = e.first_of(value, width)
@@ -327,6 +323,14 @@ class _Writer:
             old = e.load(pointer, p.out.dtype, self.acc, width)
             value = e.builder.select(first, value, e.builder.fadd(value, old))
         e.store(value, pointer, p.out.dtype, self.acc)
+
+    def put_some(self, value, pointer, mask, first) -> None:
+        """``put`` for the lanes of a mask, where sums and output are of one type."""
+        e = self.e
+        if first is not True:
+            old = e.load_some(pointer, mask, self.acc)
+            value = e.builder.select(first, value, e.builder.fadd(value, old))
+        e.store_some(value, pointer, mask, self.acc)
 
     def copy_out(self, out, m0: Index, n0: Index, first) -> None:
         """Copy the valid part of the stack tile, in runs of columns that are neighbours in the output."""
@@ -336,6 +340,13 @@ class _Writer:
         step = self.out_columns[-1][1] if self.out_columns else 1
         lanes = p.target.lanes(acc.itemsize)
 
+        places = tile_offsets(self.out_rows, p.mr)
+        if places is not None and all(b - a == places[1] for a, b in zip(places, places[1:])):
+            corner, stride = flat_offset(e, m0, self.out_rows), places[-1] and places[1]
+            row_place = lambda i: e.add(corner, e.mul(i, stride))
+        else:
+            row_place = lambda i: flat_offset(e, e.add(m0, i), self.out_rows)
+
         def run(j: Index) -> Index:
             length = e.sub(columns, j)
             room = inner_room(e, e.add(n0, j), self.out_columns)
@@ -344,7 +355,7 @@ class _Writer:
             start = flat_offset(e, e.add(n0, j), self.out_columns)
 
             def row(i) -> None:
-                goal = e.at(out, e.add(start, flat_offset(e, e.add(m0, i), self.out_rows)), p.out.dtype)
+                goal = e.at(out, e.add(start, row_place(i)), p.out.dtype)
                 source = e.at(self.tile, e.add(e.mul(i, p.nr), j), acc)
 
                 def one(c) -> None:
@@ -355,14 +366,20 @@ class _Writer:
                     value = e.load(e.at(source, c, acc), acc, acc, lanes)
                     self.put(value, e.at(goal, c, p.out.dtype), first, lanes)
 
-                if step != 1 or p.nr < lanes:
+                def masked(c) -> None:
+                    mask = e.first_lanes(e.sub(length, c), lanes)
+                    value = e.load_some(e.at(source, c, acc), mask, acc)
+                    self.put_some(value, e.at(goal, c, acc), mask, first)
+
+                if step == 1 and p.out.dtype == acc and e.can_mask(acc, lanes, store=True):
+                    e.loop(length, masked, step=lanes)
+                elif step != 1 or p.nr < lanes:
                     e.loop(length, one)
-                    return
-                whole = e.divmod(length, lanes)[0]
-                whole = e.mul(whole, lanes)
-                rest = e.sub(length, whole)
-                e.branch(e.compare("<=", 1, whole), lambda: e.loop(whole, vector, step=lanes))
-                e.branch(e.compare("<=", 1, rest), lambda: e.loop(rest, lambda c: one(e.add(c, whole))))
+                else:
+                    whole = e.mul(e.divmod(length, lanes)[0], lanes)
+                    rest = e.sub(length, whole)
+                    e.branch(e.compare("<=", 1, whole), lambda: e.loop(whole, vector, step=lanes))
+                    e.branch(e.compare("<=", 1, rest), lambda: e.loop(rest, lambda c: one(e.add(c, whole))))
 
             e.loop(rows, row)
             return e.add(j, length)

@@ -235,9 +235,10 @@ class Emitter:
             function = ir.Function(self.module, ir.FunctionType(result, kinds), name)
         return function
 
-    def can_mask(self, dtype: np.dtype, lanes: int) -> bool:
-        """True if a masked access to such a vector is one instruction."""
-        return self.target.masked and dtype.name in ("float32", "float64") and lanes * dtype.itemsize >= 16
+    def can_mask(self, dtype: np.dtype, lanes: int, *, store: bool = False) -> bool:
+        """True if a masked load (and store, if asked for) of such a vector is one fast instruction."""
+        able = self.target.masked_loads and (self.target.masked_stores or not store)
+        return able and dtype.name in ("float32", "float64") and lanes * dtype.itemsize >= 16
 
     def first_lanes(self, width: Index, lanes: int) -> ir.Value:
         """The mask of the first ``width`` lanes (all of them if there are fewer)."""

@@ -194,25 +194,28 @@ def emit_pack(
     limit = min(width, rows[-1][0] if rows else 1)
     panel_elements = e.mul(depth_total, pitch)
 
-    def piece(j: Index) -> Index:
+    def piece(j: Index, length: Index | None = None) -> Index:
         number, column = e.divmod(j, width)
         flat = e.add(first, j)
-        length = e.minimum(e.sub(count, j), e.sub(width, column))
-        room = inner_room(e, flat, rows)
-        if room is not None:
-            length = e.minimum(length, room)
+        if length is None:
+            length = e.minimum(e.sub(count, j), e.sub(width, column))
+            room = inner_room(e, flat, rows)
+            if room is not None:
+                length = e.minimum(length, room)
         start = e.at(source, flat_offset(e, flat, rows), types[0])
         goal = e.at(panel, e.add(e.mul(number, panel_elements), column), types[1])
         if row_step == 1 and limit > 1:
             _pack_contiguous(e, start, goal, depth, length, limit, pitch, types)
-        elif depth_step == 1 and limit > 1:
+        elif depth and depth_step == 1 and limit > 1:
             _pack_transposed(e, start, goal, depth, length, limit, row_step, pitch, types)
         else:
             _pack_elements(e, start, goal, depth, length, row_step, pitch, types)
         return e.add(j, length)
 
-    if isinstance(count, int) and count <= width and len(rows) < 2:
-        piece(0)
+    if len(rows) < 2 and isinstance(count, int) and count % width == 0:
+        e.loop(count, lambda j: (piece(j, width), None)[1], step=width)
+    elif len(rows) < 2 and isinstance(count, int) and count < width:
+        piece(0, count)
     else:
         e.loop_while(0, count, lambda j: e.const(piece(j)))
 
@@ -234,57 +237,98 @@ def walk_depth(
 
 
 def _pack_contiguous(e: Emitter, source, goal, depth, length: Index, limit: int, pitch: int, types) -> None:
-    """Rows are neighbours in memory: whole vectors, and an unmasked overlapping vector for the rest."""
+    """Rows are neighbours in memory, at most ``limit`` of them: vectors, the last one masked, or overlapping the one
+    before it, or (fewer rows than lanes) one by one."""
     lanes = e.target.lanes(types[1].itemsize)
+    vectors = -(-limit // lanes)
 
-    def move(offset: Index, width: int, source, goal) -> None:
+    def copy(moves: Callable) -> None:
+        walk_depth(e, source, goal, depth, pitch, types, moves)
+
+    def move(source, goal, offset: Index, width: int) -> None:
         value = e.load(e.at(source, offset, types[0]), types[0], types[1], width)
         e.store(value, e.at(goal, offset, types[1]), types[1], types[1])
 
-    def vectors(offsets) -> None:
-        def body(source, goal):
-            for offset in offsets:
-                move(offset, lanes, source, goal)
+    def whole(source, goal) -> None:
+        for v in range(limit // lanes):
+            move(source, goal, v * lanes, lanes)
 
-        walk_depth(e, source, goal, depth, pitch, types, body)
+    if isinstance(length, int) and length == limit and limit % lanes == 0:
+        copy(whole)
+        return
+    if types[0] == types[1] and e.can_mask(types[1], lanes, store=True):
+        masks = [e.first_lanes(e.sub(length, v * lanes), lanes) for v in range(vectors)]
 
-    def elements(width: int = 0, offsets=None) -> None:
-        def body(source, goal):
-            if offsets is not None:
-                for offset in offsets:
-                    move(offset, width, source, goal)
-            else:
-                e.loop(length, lambda i: move(i, 0, source, goal))
+        def masked(source, goal) -> None:
+            for v, mask in enumerate(masks):
+                value = e.load_some(e.at(source, v * lanes, types[0]), mask, types[0])
+                e.store_some(value, e.at(goal, v * lanes, types[1]), mask, types[1])
 
-        walk_depth(e, source, goal, depth, pitch, types, body)
+        copy(masked)
+        return
 
-    def short() -> None:
-        half = lanes // 2
-        if half >= 4 and limit >= half:
-            narrow = [0, e.sub(length, half)]
-            e.branch(e.compare(">=", length, half), lambda: elements(half, narrow), elements)
-        else:
-            elements()
-
-    def long() -> None:
+    def overlapping(lanes: int) -> Callable:
         last = e.sub(length, lanes)
-        vectors([e.minimum(v * lanes, last) for v in range(-(-limit // lanes))])
+        offsets = [e.minimum(v * lanes, last) for v in range(-(-limit // lanes))]
 
-    def full() -> None:
-        vectors([v * lanes for v in range(limit // lanes)])
+        def body(source, goal) -> None:
+            for offset in offsets:
+                move(source, goal, offset, lanes)
+
+        return lambda: copy(body)
+
+    def one_by_one() -> None:
+        copy(lambda source, goal: e.loop(length, lambda i: move(source, goal, i, 0)))
 
     if limit < lanes:
-        short()
-        return
-    whole: bool | ir.Value = limit % lanes == 0 and e.compare("==", length, limit)
-    e.branch(whole, full, lambda: e.branch(e.compare(">=", length, lanes), long, short))
+        lanes //= 2
+    if lanes < 4 or limit < lanes:
+        one_by_one()
+    else:
+        e.branch(e.compare(">=", length, lanes), overlapping(lanes), one_by_one)
 
 
 def _pack_transposed(
     e: Emitter, source, goal, depth, length: Index, limit: int, row_step: int, pitch: int, types
 ) -> None:
-    """k runs along memory: square blocks are transposed in registers, what is left goes element by element."""
-    _pack_elements(e, source, goal, depth, length, row_step, pitch, types)
+    """k runs along memory: square blocks are transposed in registers. The last block of an edge overlaps its
+    neighbour; an edge shorter than a block goes element by element."""
+    *outer, (run, _) = depth
+    size = 8
+    while size > min(limit, e.target.lanes(types[1].itemsize), run if isinstance(run, int) else size):
+        size //= 2
+
+    def blocks() -> None:
+        last_row, last_k = e.sub(length, size), e.sub(run, size)
+
+        def strip(source, goal) -> None:
+            def block(row: Index, k: Index) -> None:
+                row, k = e.minimum(row, last_row), e.minimum(k, last_k)
+                corner = e.at(source, e.add(e.mul(row, row_step), k), types[0])
+                lines = [
+                    e.load(e.at(corner, i * row_step, types[0]), types[0], types[1], size)
+                    for i in range(size)
+                ]
+                corner = e.at(goal, e.add(e.mul(k, pitch), row), types[1])
+                for i, line in enumerate(transpose(e, lines)):
+                    e.store(line, e.at(corner, i * pitch, types[1]), types[1], types[1])
+
+            e.loop(
+                length,
+                lambda row: e.loop(run, lambda k: (block(row, k), None)[1], step=size) and None,
+                step=size,
+            )
+
+        walk_depth(e, source, goal, outer, e.mul(run, pitch), types, strip)
+
+    def elements() -> None:
+        _pack_elements(e, source, goal, depth, length, row_step, pitch, types)
+
+    if size < 4:
+        elements()
+    else:
+        fits = e.both(e.compare(">=", length, size), e.compare(">=", run, size))
+        e.branch(fits, blocks, elements)
 
 
 def _pack_elements(e: Emitter, source, goal, depth, length: Index, row_step: int, pitch: int, types) -> None:

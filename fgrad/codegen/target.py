@@ -15,7 +15,8 @@ class TargetInfo:
     """A CPU: the vector unit, the caches, and the names that LLVM knows it by.
 
     ``vector_bytes`` is the width that kernels are written in (16, 32 or 64), ``registers`` the number of vector
-    registers at that width. ``masked`` says that masked loads and stores are single instructions.
+    registers at that width. ``masked_loads`` and ``masked_stores`` say that these are single fast instructions
+    (AVX2 has both, but its stores are slow on some processors and are not used).
     """
 
     cpu: str
@@ -23,7 +24,8 @@ class TargetInfo:
     vector_bytes: int
     registers: int
     fma: bool
-    masked: bool
+    masked_loads: bool
+    masked_stores: bool
     half: bool
     l1: int = 32 * 1024
     l2: int = 512 * 1024
@@ -40,7 +42,13 @@ class TargetInfo:
         if vector_bytes not in (16, 32, 64):
             raise ValueError(f"TargetInfo: vector_bytes must be 16, 32 or 64, got {vector_bytes}")
         registers = {16: self.registers if self.vector_bytes == 16 else 16, 32: 16, 64: 32}[vector_bytes]
-        return replace(self, vector_bytes=vector_bytes, registers=registers, masked=vector_bytes > 16)
+        return replace(
+            self,
+            vector_bytes=vector_bytes,
+            registers=registers,
+            masked_loads=vector_bytes > 16,
+            masked_stores=vector_bytes > 32,
+        )
 
 
 def _cache_bytes(level: int, default: int) -> int:
@@ -67,12 +75,12 @@ def describe(cpu: str, features: dict[str, bool], machine: str, *, l1: int, l2: 
     flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if machine.lower() in _X86:
         if has("avx512f", "avx512vl", "avx512bw", "avx512dq"):
-            return TargetInfo(cpu, flags, 64, 32, True, True, True, l1, l2)
+            return TargetInfo(cpu, flags, 64, 32, True, True, True, True, l1, l2)
         if has("avx2", "fma"):
-            return TargetInfo(cpu, flags, 32, 16, True, True, has("f16c"), l1, l2)
-        return TargetInfo(cpu, flags, 16, 16, has("fma"), False, has("f16c"), l1, l2)
+            return TargetInfo(cpu, flags, 32, 16, True, True, False, has("f16c"), l1, l2)
+        return TargetInfo(cpu, flags, 16, 16, has("fma"), False, False, has("f16c"), l1, l2)
     neon = machine.lower() in {"arm64", "aarch64"}
-    return TargetInfo(cpu, flags, 16, 32 if neon else 16, neon, False, neon, l1, l2)
+    return TargetInfo(cpu, flags, 16, 32 if neon else 16, neon, False, False, neon, l1, l2)
 
 
 @lru_cache(maxsize=1)

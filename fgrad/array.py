@@ -28,9 +28,8 @@ class Array:
     __slots__ = ()
     type: Type
 
-    # Win over NumPy's own operators in `np.ndarray + Array`.
+    # `np.ndarray + Array` is ours: NumPy defers to a higher priority that defines `__radd__`.
     __array_priority__ = 1000
-    __array_ufunc__ = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,12 +75,13 @@ class Array:
 class ConcreteArray(Array):
     """An array with a value: a C-contiguous or strided NumPy buffer that nobody writes to any more."""
 
-    __slots__ = ("__weakref__", "_data", "_ptr", "type")
+    __slots__ = ("__weakref__", "_data", "_owned", "_ptr", "type")
 
     def __init__(self, data: np.ndarray):
         self._data = data
         self.type = Type(data.shape, data.dtype)
-        self._ptr: int | None = None
+        self._ptr: int | None = None  # address of the elements, once known to be contiguous and aligned
+        self._owned = False  # made by a compiled program: nobody else holds the buffer, donation may overwrite it
 
     @property
     def data(self) -> np.ndarray:
@@ -172,9 +172,12 @@ class ConcreteArray(Array):
         return self
 
 
+_SCALARS = frozenset({int, float, bool, complex})
+
+
 def is_scalar(x: Any) -> bool:
     """A bare Python scalar: weak in promotion. (NumPy's scalars are not: they carry a dtype.)"""
-    return type(x) in (int, float, bool, complex)
+    return type(x) in _SCALARS
 
 
 def from_numpy(data: Any) -> ConcreteArray:

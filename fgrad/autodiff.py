@@ -14,7 +14,7 @@ import numpy as np
 
 from fgrad import dtypes, tree
 from fgrad.array import Array, concrete
-from fgrad.convert import as_array
+from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Var
 from fgrad.ops.builders import full, full_like
@@ -36,14 +36,17 @@ class _Recorded:
         self.call = call
 
         def flat(*tracers: Array) -> Any:
+            for tracer, leaf in zip(tracers, leaves, strict=True):
+                if (kind := weak_kind(leaf)) is not None:
+                    tracer.weak = kind  # type: ignore[attr-defined]
             out = f(*tree.unflatten(self.in_tree, tracers), **kwargs)
             aux = None
             if has_aux:
                 if not (isinstance(out, tuple) and len(out) == 2):
                     raise FgradTypeError(message(call, f"has_aux=True needs the function to return (value, aux), got {describe(out)}"))
                 out, aux = out
-            leaves, self.out_tree = tree.flatten(out)
-            return [as_array(x, call) for x in leaves], aux
+            found, self.out_tree = tree.flatten(out)
+            return [as_array(x, call) for x in found], aux
 
         self.traced: Traced = trace(flat, [x.type for x in self.inputs], self.inputs, what=call, name=getattr(f, "__name__", "f"))
         self.outputs = self.traced.out_values

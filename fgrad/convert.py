@@ -11,6 +11,7 @@ from fgrad.array import Array, concrete, is_scalar
 from fgrad.errors import FgradTypeError, describe, message
 from fgrad.ops.elementwise import convert
 from fgrad.ops.structure import concatenate, reshape
+from fgrad.trace import Tracer
 
 
 def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Array:
@@ -51,18 +52,25 @@ def common_dtype(found: list[np.dtype]) -> np.dtype:
     return result
 
 
+def weak_kind(x: Any) -> type | None:
+    """The Python type of a weak scalar (a bare number, or the tracer of one), else None."""
+    if is_scalar(x):
+        return type(x)
+    return x.weak if isinstance(x, Tracer) else None
+
+
 def promote(*xs: Any, call: str, inexact: bool = False) -> list[Array]:
     """Arrays of one dtype. Python scalars are weak: they take the dtype of the arrays (unless of a higher kind)."""
-    arrays = [x for x in xs if not is_scalar(x)]
-    if arrays:
-        made = {id(x): as_array(x, call) for x in arrays}
-        dtype = common_dtype([made[id(x)].dtype for x in arrays])
-        for x in xs:
-            if is_scalar(x):
-                dtype = dtypes.weak_promote(dtype, x)
+    kinds = [weak_kind(x) for x in xs]
+    made = [x if k is not None else as_array(x, call) for x, k in zip(xs, kinds, strict=True)]
+    strong = [x.dtype for x, k in zip(made, kinds, strict=True) if k is None]
+    if strong:
+        dtype = common_dtype(strong)
+        for k in kinds:
+            if k is not None:
+                dtype = dtypes.weak_promote(dtype, k())
     else:
-        made = {}
-        dtype = common_dtype([dtypes.of_scalar(x) for x in xs])
+        dtype = common_dtype([dtypes.of_scalar(x if is_scalar(x) else k()) for x, k in zip(xs, kinds, strict=True)])  # type: ignore[misc]
     if inexact:
         dtype = dtypes.to_inexact(dtype)
-    return [concrete(x, dtype) if is_scalar(x) else convert(made[id(x)], dtype) for x in xs]
+    return [concrete(x, dtype) if is_scalar(x) else convert(x, dtype) for x in made]

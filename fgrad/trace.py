@@ -89,13 +89,16 @@ class Trace:
 
 
 class Tracer(Array):
-    """Stands for an array inside a trace. `value` is the array of the outer trace that it stands for, if that is known."""
+    """Stands for an array inside a trace. `value` is the array of the outer trace that it stands for, if that is known.
 
-    __slots__ = ("__weakref__", "atom", "trace", "type", "value")
+    `weak` is the Python type of an argument that was a bare scalar: it stays weak in promotion, as it is outside a trace."""
+
+    __slots__ = ("__weakref__", "atom", "trace", "type", "value", "weak")
 
     def __init__(self, trace: Trace, atom: Atom, value: Array | None = None):
         self.trace, self.atom, self.value = trace, atom, value
         self.type = atom.type
+        self.weak: type | None = None
 
     def _need(self, what: str) -> Any:
         if self.value is not None:

@@ -1,0 +1,78 @@
+"""The names of `fgrad` itself, gathered from where they live."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from fgrad.array import Array
+from fgrad.autodiff import grad, hessian, jacfwd, jacrev, jvp, linear_transpose, linearize, value_and_grad, vjp
+from fgrad.control.call import checkpoint
+from fgrad.control.cond import cond, switch
+from fgrad.control.custom import custom_jvp, custom_vjp
+from fgrad.control.loops import fori_loop, while_loop
+from fgrad.control.scan import map_ as map  # the field's name for it
+from fgrad.control.scan import scan
+from fgrad.convert import as_array
+from fgrad.errors import FgradError, FgradIndexError, FgradTypeError, FgradValueError, GraphError, TracerError
+from fgrad.ir import Graph, check
+from fgrad.jit import jit, make_graph
+from fgrad.numba_op import ShapeDtype, numba_op
+from fgrad.ops import elementwise
+from fgrad.trace import named_scope as _named_scope
+from fgrad.tree import map as _tree_map
+from fgrad.vectorize import vmap
+
+
+def stop_gradient(x: Any) -> Any:
+    """`x` (a pytree of arrays), constant for differentiation."""
+    return _tree_map(lambda leaf: elementwise.stop_gradient(as_array(leaf, "stop_gradient")), x)
+
+
+def named_scope(name: str) -> AbstractContextManager[None]:
+    """Operations inside carry `name` in graphs, errors and profiles; nested names are joined by dots."""
+    return _named_scope(name)
+
+
+def block_until_ready(x: Any) -> Any:
+    """`x`. CPU computation is synchronous; here for code written for asynchronous devices."""
+    return x
+
+
+__all__ = [
+    "Array",
+    "FgradError",
+    "FgradIndexError",
+    "FgradTypeError",
+    "FgradValueError",
+    "Graph",
+    "GraphError",
+    "ShapeDtype",
+    "TracerError",
+    "block_until_ready",
+    "check",
+    "checkpoint",
+    "cond",
+    "custom_jvp",
+    "custom_vjp",
+    "fori_loop",
+    "grad",
+    "hessian",
+    "jacfwd",
+    "jacrev",
+    "jit",
+    "jvp",
+    "linear_transpose",
+    "linearize",
+    "make_graph",
+    "map",
+    "named_scope",
+    "numba_op",
+    "scan",
+    "stop_gradient",
+    "switch",
+    "value_and_grad",
+    "vjp",
+    "vmap",
+    "while_loop",
+]

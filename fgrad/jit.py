@@ -1,0 +1,362 @@
+"""`jit`: trace once to a graph, compile the graph to one native program, and from then on call that.
+
+A compiled program is kept for each combination of argument structure, shapes, dtypes and static values. Called while another
+`jit` traces, a jitted function is simply part of that trace; called under `grad` outside `jit`, it is one `call` equation,
+compiled forwards and backwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from typing import Any
+
+import numpy as np
+import optree
+
+from fgrad import dtypes, tree
+from fgrad.array import Array, ConcreteArray, is_scalar
+from fgrad.control.call import call_like, trace_to_graph
+from fgrad.convert import as_array
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+from fgrad.ir import Graph, Type
+from fgrad.passes import compile_graph
+from fgrad.runtime.executable import Executable, compile_program, data_pointer
+from fgrad.runtime.lowered import Lowered
+from fgrad.trace import Tracer, bind, current_stack, is_tracing
+
+F = Callable[..., Any]
+_compiling = threading.RLock()
+
+
+def executable_of(graph: Graph) -> Executable:
+    """The compiled program of a graph, kept with it."""
+    found = graph.meta.get("executable")
+    if found is None:
+        with _compiling:
+            found = graph.meta.get("executable")
+            if found is None:
+                found = graph.meta["executable"] = compile_program(compile_graph(graph))
+    return found
+
+
+def _run_compiled(*args: np.ndarray, graph: Graph) -> list[np.ndarray]:
+    return executable_of(graph)(args)
+
+
+call_p = call_like("call", _run_compiled)
+
+
+class _Entry:
+    """One compiled program, and what a call with fitting arguments needs."""
+
+    __slots__ = ("captured", "captured_pointers", "deleted", "executable", "kinds", "out_tree", "out_types", "types")
+
+    def __init__(self, kinds: list[Any], executable: Executable, captured: list[ConcreteArray], out_tree: Any, donated: Sequence[int]):
+        self.kinds = kinds  # a leaf: its Type, or the Python scalar type it was
+        self.types = [b if isinstance(b, Type) else None for b in kinds]
+        self.executable = executable
+        self.captured = [np.ascontiguousarray(c.data) for c in captured]
+        self.captured_pointers = [data_pointer(c) for c in self.captured]
+        self.out_tree = out_tree
+        self.out_types = [Type(tuple(b.shape), b.dtype) for b in executable.program.outputs]
+        self.deleted = tuple(donated)
+
+
+class Jitted:
+    """A function compiled on first call for each kind of arguments. See `jit`."""
+
+    def __init__(self, f: F, static_argnums: tuple[int, ...], static_argnames: tuple[str, ...], donate: tuple[int, ...]):
+        self.f = f
+        self.static_argnums, self.static_argnames, self.donate = static_argnums, static_argnames, donate
+        self._entries: dict[Any, list[_Entry]] = {}
+        self._last: tuple[Any, list[_Entry]] | None = None
+        self._signature: inspect.Signature | None = None
+        self._simple = not (static_argnums or static_argnames)
+        self.call = f"jit of {getattr(f, '__name__', 'function')}"
+        update_wrapper(self, f)
+
+    # -------------------------------------------------------------------------------------------- calling
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if current_stack():
+            return self._in_trace(args, kwargs)
+        statics: Any = None
+        dynamic: Any = (args, kwargs)
+        if not self._simple:
+            dynamic, statics = self._divide(args, kwargs)
+        leaves, structure = optree.tree_flatten(dynamic, namespace=tree.NAMESPACE)
+        last = self._last
+        if last is not None and last[0][1] == structure and last[0][0] == statics:
+            candidates = last[1]
+        else:
+            key = (statics, structure)
+            candidates = self._entries.setdefault(key, [])
+            self._last = (key, candidates)
+        for entry in candidates:
+            pointers, arrays = self._match(entry, leaves)
+            if pointers is not None:
+                return self._run(entry, leaves, pointers, arrays)
+        entry = self._compile(args, kwargs, dynamic, statics, leaves, structure)
+        candidates.insert(0, entry)
+        pointers, arrays = self._match(entry, leaves)
+        assert pointers is not None
+        return self._run(entry, leaves, pointers, arrays)
+
+    @staticmethod
+    def _match(entry: _Entry, leaves: Sequence[Any]) -> tuple[list[int] | None, list[np.ndarray]]:
+        """Pointers to the leaves' elements if they have the types that `entry` was compiled for, and the arrays to keep alive."""
+        pointers: list[int] = []
+        arrays: list[np.ndarray] = []
+        for leaf, kind in zip(leaves, entry.kinds):
+            cls = type(leaf)
+            if cls is ConcreteArray:
+                t = leaf.type
+                if t is not kind and t != kind:
+                    return None, arrays
+                pointer = leaf._ptr
+                data = leaf._data
+                if pointer is None:
+                    data = leaf.data  # raises if donated
+                    flags = data.flags
+                    if not (flags.c_contiguous and flags.aligned):
+                        data = np.array(data, order="C")
+                        leaf._data = data
+                        leaf._owned = True
+                    pointer = leaf._ptr = data_pointer(data)
+            elif cls is np.ndarray:
+                if type(kind) is not Type or leaf.shape != kind.shape or leaf.dtype != kind.dtype:
+                    return None, arrays
+                flags = leaf.flags
+                data = leaf if flags.c_contiguous and flags.aligned else np.array(leaf, order="C")
+                pointer = data_pointer(data)
+            elif cls is kind:  # a Python scalar
+                data = np.asarray(leaf, dtypes.of_scalar(leaf))
+                if data.dtype == dtypes.uint64:
+                    return None, arrays
+                pointer = data_pointer(data)
+            else:
+                found = as_array(leaf, "jit")
+                if found.type != kind:
+                    return None, arrays
+                data = np.ascontiguousarray(found.data)  # type: ignore[attr-defined]
+                pointer = data_pointer(data)
+            pointers.append(pointer)
+            arrays.append(data)
+        return pointers, arrays
+
+    def _run(self, entry: _Entry, leaves: Sequence[Any], pointers: list[int], arrays: list[np.ndarray]) -> Any:
+        executable = entry.executable
+        if entry.deleted:
+            for i in entry.deleted:
+                leaf = leaves[i]
+                if type(leaf) is not ConcreteArray or not leaf._owned or _is_shared(leaf, arrays) or pointers.count(pointers[i]) > 1:
+                    arrays[i] = np.array(arrays[i], order="C")
+                    pointers[i] = data_pointer(arrays[i])
+        results = executable.call_pointers(pointers + entry.captured_pointers, arrays)
+        for i in entry.deleted:
+            leaf = leaves[i]
+            if type(leaf) is ConcreteArray:
+                leaf._delete()
+        outs = []
+        for data, t in zip(results, entry.out_types):
+            x = ConcreteArray.__new__(ConcreteArray)
+            x._data, x.type, x._owned = data, t, True
+            x._ptr = data_pointer(data)
+            outs.append(x)
+        return optree.tree_unflatten(entry.out_tree, outs)
+
+    def _in_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_tracing():
+            return self.f(*args, **kwargs)
+        dynamic, statics = self._divide(args, kwargs)
+        leaves, structure = tree.flatten(dynamic)
+        arrays = [as_array(x, "jit") for x in leaves]
+        key = (statics, structure, tuple(x.type for x in arrays))
+        cached = self._entries.get(key)
+        if cached is None:
+            graph, captured, out_tree = trace_to_graph(self._function(args, kwargs), structure, arrays, self.call)
+            if not any(isinstance(c, Tracer) for c in captured):
+                self._entries[key] = (graph, captured, out_tree)  # type: ignore[assignment]
+        else:
+            graph, captured, out_tree = cached  # type: ignore[misc]
+        return tree.unflatten(out_tree, bind(call_p, *arrays, *captured, graph=graph))
+
+    # -------------------------------------------------------------------------------------------- static arguments
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[set[int], set[str]]:
+        """Positions and names of static arguments in this call; a name may have been given by position and vice versa."""
+        positions = {p % len(args) if p < 0 else p for p in self.static_argnums if args}
+        names = set(self.static_argnames)
+        if self._signature is None:
+            try:
+                self._signature = inspect.signature(self.f)
+            except (TypeError, ValueError):
+                self._signature = inspect.Signature()
+        parameters = list(self._signature.parameters)
+        positions |= {parameters.index(n) for n in self.static_argnames if n in parameters}
+        names |= {parameters[p] for p in self.static_argnums if 0 <= p < len(parameters)}
+        return positions, names
+
+    def _divide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The traced arguments, and a hashable key of the static ones."""
+        if self._simple:
+            return (args, kwargs), None
+        positions, names = self._bound(args, kwargs)
+        dynamic = (tuple(a for i, a in enumerate(args) if i not in positions), {k: v for k, v in kwargs.items() if k not in names})
+        statics = (
+            tuple((i, type(args[i]), args[i]) for i in sorted(positions) if i < len(args)),
+            tuple((k, type(kwargs[k]), kwargs[k]) for k in sorted(names) if k in kwargs),
+        )
+        try:
+            hash(statics)
+        except TypeError as e:
+            what = [v for part in statics for _, _, v in part]
+            raise FgradTypeError(
+                message(self.call, f"static arguments must be hashable, got {', '.join(describe(w) for w in what)}", "pass tuples instead of lists, or make the argument traced")
+            ) from e
+        return dynamic, statics
+
+    def _function(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> F:
+        """The function of the traced arguments alone."""
+        if self._simple:
+            return lambda a, k: self.f(*a, **k)
+        positions, names = self._bound(args, kwargs)
+        fixed = {k: v for k, v in kwargs.items() if k in names}
+
+        def call(a: Sequence[Any], k: dict[str, Any]) -> Any:
+            rest = iter(a)
+            whole = [args[i] if i in positions else next(rest) for i in range(len(args))]
+            return self.f(*whole, **k, **fixed)
+
+        return call
+
+    # -------------------------------------------------------------------------------------------- compiling
+
+    def _trace(self, args: Any, kwargs: Any, leaves: Sequence[Any], structure: Any) -> tuple[Graph, list[Array], Any]:
+        bad = [x for x in leaves if not (isinstance(x, (Array, np.ndarray, np.generic)) or is_scalar(x) or hasattr(x, "__array__"))]
+        if bad:
+            raise FgradTypeError(
+                message(self.call, f"argument {describe(bad[0])} is not an array", "mark it static with static_argnums or static_argnames, or close over it")
+            )
+        arrays = [as_array(x, "jit") for x in leaves]
+        f = self._function(args, kwargs)
+
+        def named(*xs: Any) -> Any:
+            weak = [x for x in tree.leaves(xs)]
+            for tracer, leaf in zip(weak, leaves, strict=True):
+                if is_scalar(leaf) and isinstance(tracer, Tracer):
+                    tracer.weak = type(leaf)
+            return f(*xs)
+
+        named.__name__ = getattr(self.f, "__name__", "f")
+        return trace_to_graph(named, structure, arrays, self.call)
+
+    def _compile(self, args: Any, kwargs: Any, dynamic: Any, statics: Any, leaves: Sequence[Any], structure: Any) -> _Entry:
+        graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
+        kinds = [type(x) if is_scalar(x) else as_array(x, "jit").type for x in leaves]
+        donated = self._donations(args, kwargs, dynamic, graph)
+        with _compiling:
+            executable = compile_program(compile_graph(graph, donated))
+        placed = getattr(executable.program, "placed", {})
+        deleted = sorted({*donated, *placed.values()})
+        return _Entry(kinds, executable, [c for c in captured if isinstance(c, ConcreteArray)], out_tree, deleted)
+
+    def _donations(self, args: Any, kwargs: Any, dynamic: Any, graph: Graph) -> dict[int, int]:
+        """Donated input leaf -> an output of the same type, each output once."""
+        if not self.donate:
+            return {}
+        positions, _ = self._bound(args, kwargs) if not self._simple else (set(), set())
+        wanted = {p % len(args) for p in self.donate if -len(args) <= p < len(args)}
+        if wanted & positions:
+            raise FgradValueError(message(self.call, f"arguments {sorted(wanted & positions)} are both static and donated"))
+        at, given = 0, []
+        for i, a in enumerate(args):
+            if i in positions:
+                continue
+            n = len(tree.leaves(a))
+            if i in wanted:
+                given.extend(range(at, at + n))
+            at += n
+        free = list(enumerate(graph.out_types))
+        pairs: dict[int, int] = {}
+        for i in given:
+            match = next((j for j, t in free if t == graph.inputs[i].type), None)
+            if match is not None:
+                pairs[i] = match
+                free = [(j, t) for j, t in free if j != match]
+        return pairs
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """The stages of compiling for these arguments (arrays, or anything with shape and dtype), to look at."""
+        dynamic, _ = self._divide(args, kwargs)
+        leaves, structure = tree.flatten(dynamic)
+        graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
+        return Lowered(graph, self._donations(args, kwargs, dynamic, graph), getattr(self.f, "__name__", "f"))
+
+    def clear_cache(self) -> None:
+        """Forget the programs compiled in this process (the disk cache stays)."""
+        self._entries.clear()
+        self._last = None
+
+
+def _is_shared(leaf: ConcreteArray, arrays: Sequence[np.ndarray]) -> bool:
+    """Whether another array may look at the bytes: then a donation copies them first.
+
+    Counted: the array's slot, `arrays`, the local name and the argument of getrefcount; for its base the block list of the
+    program that made it, the array itself and the argument.
+    """
+    data = leaf._data
+    base = data.base
+    return sys.getrefcount(data) > 4 or (base is not None and sys.getrefcount(base) > 4)
+
+
+def jit(
+    f: F | None = None,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+    donate: int | Sequence[int] = (),
+) -> Any:
+    """Compile `f` to one native program for each kind of arguments.
+
+    Args:
+        f: a pure function of pytrees of arrays. Side effects happen while tracing only.
+        static_argnums, static_argnames: arguments that are not arrays; hashable; each value compiles its own program.
+        donate: positions of arguments whose memory the outputs may take over (parameters, optimizer state). The donated
+            arrays have no value afterwards; using one is an error.
+
+    Usable as `@jit`, `@jit(donate=0)` or `jit(f)`. `jit(f).lower(*args)` shows what is compiled.
+    """
+
+    def as_tuple(x: Any) -> tuple[Any, ...]:
+        return (x,) if isinstance(x, (int, str)) else tuple(x)
+
+    def wrap(function: F) -> Jitted:
+        if not callable(function):
+            raise FgradTypeError(message("jit", f"expected a function, got {describe(function)}"))
+        return Jitted(function, as_tuple(static_argnums), as_tuple(static_argnames), as_tuple(donate))
+
+    return wrap if f is None else wrap(f)
+
+
+def make_graph(f: F) -> F:
+    """A function that returns the graph of `f` for given arguments (arrays, or `Type`-like specifications) instead of its value.
+
+    >>> print(fgrad.make_graph(lambda x: x * 2)(1.0))
+    """
+
+    def made(*args: Any, **kwargs: Any) -> Graph:
+        leaves, structure = tree.flatten((args, kwargs))
+        arrays = [Type(tuple(x.shape), dtypes.canonical(x.dtype)) if hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, (Array, np.ndarray, np.generic)) else as_array(x, "make_graph") for x in leaves]
+
+        def call(a: Any, k: Any) -> Any:
+            return f(*a, **k)
+
+        call.__name__ = getattr(f, "__name__", "f")
+        return trace_to_graph(call, structure, arrays, "make_graph")[0]
+
+    return made

@@ -1,0 +1,126 @@
+"""What `jit(f).lower(*args)` returns: the stages between a function and its machine code, each as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from fgrad.codegen.program import Buf, ContractStep, CopyStep, HostStep, KernelStep, Program, Step, nested_blocks, walk
+from fgrad.codegen.python_source import python_source
+from fgrad.ir import Graph
+from fgrad.passes import compile_graph, optimize
+from fgrad.runtime.executable import Executable, compile_program
+
+STAGES = ("graph", "optimized", "kernels", "memory", "llvm", "assembly", "cuda")
+
+
+class Lowered:
+    """The stages of one program. `print(lowered.show())` for an overview, `.show("kernels")` for one stage.
+
+    graph        as traced
+    optimized    after the graph passes
+    kernels      the fused loop nests and contractions in order, as readable Python
+    memory       the arena: each buffer's place, and the peak
+    llvm         the generated LLVM IR;  assembly: the machine code
+    cuda         the element-wise and reduction kernels as numba.cuda source
+    """
+
+    def __init__(self, graph: Graph, donated: Mapping[int, int], name: str):
+        self.graph, self._donated, self.name = graph, dict(donated), name
+
+    @cached_property
+    def optimized(self) -> Graph:
+        return optimize(self.graph)
+
+    @cached_property
+    def executable(self) -> Executable:
+        return compile_program(compile_graph(self.graph, self._donated))
+
+    def compile(self) -> Executable:
+        """The program, compiled (or found in the cache)."""
+        return self.executable
+
+    @property
+    def program(self) -> Program:
+        return self.executable.program
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that a call needs beside its inputs."""
+        return self.executable.peak_memory
+
+    def show(self, stage: str = "summary") -> str:
+        """One stage as text: summary, graph, optimized, kernels, memory, llvm, assembly or cuda."""
+        if stage == "summary":
+            return self._summary()
+        if stage == "graph":
+            return str(self.graph)
+        if stage == "optimized":
+            return str(self.optimized)
+        if stage == "kernels":
+            return "\n\n".join(_describe(s) for s in walk(self.program.body))
+        if stage == "memory":
+            return self._memory()
+        if stage == "llvm":
+            return self.executable.ir_text
+        if stage == "assembly":
+            return self.executable.assembly
+        if stage == "cuda":
+            return "\n\n".join(_cuda(s) for s in walk(self.program.body))
+        raise ValueError(f"show: unknown stage {stage!r}; use one of summary, {', '.join(STAGES)}")
+
+    def _summary(self) -> str:
+        steps = list(walk(self.program.body))
+        kernels = [s for s in steps if isinstance(s, KernelStep)]
+        contractions = [s for s in steps if isinstance(s, ContractStep)]
+        host = [s for s in steps if isinstance(s, HostStep)]
+        lines = [
+            f"{self.name}: {len(self.graph.eqns)} equations traced, {len(self.optimized.eqns)} after the graph passes",
+            f"  {len(kernels)} fused kernels, {len(contractions)} contractions, {sum(isinstance(s, CopyStep) for s in steps)} copies"
+            + (f", {len(host)} calls of NumPy ({', '.join(sorted({s.prim.name for s in host}))})" if host else ""),
+            f"  {self.program.arena_bytes / 2**20:.2f} MiB arena, {self.peak_memory / 2**20:.2f} MiB with outputs",
+        ]
+        return "\n".join(lines)
+
+    def _memory(self) -> str:
+        program = self.program
+        lines = [f"arena: {program.arena_bytes} bytes"]
+        for buf, offset in sorted(program.offsets.items(), key=lambda item: item[1]):
+            lines.append(f"  {offset:>10} .. {offset + buf.nbytes:>10}  {_buf(buf)}")
+        lines += [f"input {i}: {_buf(b)}" for i, b in enumerate(program.inputs)]
+        for j, b in enumerate(program.outputs):
+            source = program.placed.get(j)
+            lines.append(f"output {j}: {_buf(b)}" + (f" in the memory of donated input {source}" if source is not None else ""))
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.show()
+
+    __repr__ = __str__
+
+
+def _buf(b: Buf) -> str:
+    return f"{b.name}: {b.dtype}[{','.join(map(str, b.shape))}]"
+
+
+def _describe(step: Step) -> str:
+    if isinstance(step, KernelStep):
+        return python_source(step.kernel)
+    where = "\n".join(f"# {e.prim.name}  {e.source.short if e.source else ''}" for e in step.eqns)
+    head = f"{where}\n" if where else ""
+    if isinstance(step, ContractStep):
+        return f"{head}contract {_buf(step.out)} = {_buf(step.lhs)} . {_buf(step.rhs)}\n  {step.meta.get('plan', '')}"
+    if isinstance(step, CopyStep):
+        return f"copy {_buf(step.dst)} = {_buf(step.src)}"
+    if isinstance(step, HostStep):
+        return f"{head}numpy {', '.join(map(_buf, step.outputs))} = {step.prim.name}({', '.join(map(_buf, step.inputs))})"
+    return f"{head}{type(step).__name__} with {sum(len(b.steps) for b in nested_blocks(step))} steps:"
+
+
+def _cuda(step: Step) -> str:
+    if not isinstance(step, KernelStep):
+        return f"# {type(step).__name__}: not printed for CUDA yet"
+    try:
+        raise NotImplementedError('pending')
+    except NotImplementedError as e:
+        return f"# {step.kernel.name}: {e}"

@@ -8,6 +8,7 @@ The last column is the engine's share of the machine's peak, measured by a loop 
 
 from __future__ import annotations
 
+# ruff: noqa: E402  (the number of BLAS threads is set before NumPy is imported)
 import argparse
 import ctypes
 import os

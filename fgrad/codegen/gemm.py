@@ -73,15 +73,17 @@ class _Writer:
             tile.align = 64
             self.tile = opaque(e.builder, tile)
         areas = {name: self.area(workspace, offset) for name, offset in p.workspace.items()}
-        if p.lhs_spread:
-            emit_spread(e, p.lhs_spread, lhs, areas["lhs_spread"])
-            lhs = areas["lhs_spread"]
-        if p.rhs_spread:
-            emit_spread(e, p.rhs_spread, rhs, areas["rhs_spread"])
-            rhs = areas["rhs_spread"]
         self.areas = areas
-        lhs, rhs = e.at(lhs, p.lhs.base, p.lhs.dtype), e.at(rhs, p.rhs.base, p.rhs.dtype)
-        self.batch(levels_of(p.spec.batch, p.out.strides, p.lhs.strides, p.rhs.strides), out, lhs, rhs)
+        sides = []
+        for name, pointer, view, spread in (
+            ("lhs", lhs, p.lhs, p.lhs_spread),
+            ("rhs", rhs, p.rhs, p.rhs_spread),
+        ):
+            if spread and not spread.per_batch:
+                emit_spread(e, spread, pointer, areas[f"{name}_spread"])
+                pointer = areas[f"{name}_spread"]
+            sides.append(pointer if spread and spread.per_batch else e.at(pointer, view.base, view.dtype))
+        self.batch(levels_of(p.spec.batch, p.out.strides, p.lhs.strides, p.rhs.strides), out, *sides)
 
     def area(self, workspace, offset: int):
         return (
@@ -105,17 +107,26 @@ class _Writer:
 
     def batch(self, levels, out, lhs, rhs) -> None:
         e, p = self.e, self.p
+        spreads = (("lhs", p.lhs, p.lhs_spread), ("rhs", p.rhs, p.rhs_spread))
         if not levels:
-            {"loops": self.loops, "outer": self.columns, "inner": self.inner_tiles}[p.path](out, lhs, rhs)
+            sides = [lhs, rhs]
+            for i, (name, view, spread) in enumerate(spreads):
+                if spread and spread.per_batch:
+                    emit_spread(e, spread, sides[i], self.areas[f"{name}_spread"])
+                    sides[i] = e.at(self.areas[f"{name}_spread"], view.base, view.dtype)
+            {"loops": self.loops, "outer": self.columns, "inner": self.inner_tiles}[p.path](out, *sides)
             return
         extent, out_step, lhs_step, rhs_step = levels[0]
+        kinds = [
+            spread.source_dtype if spread and spread.per_batch else view.dtype for _, view, spread in spreads
+        ]
 
         def body(i) -> None:
             self.batch(
                 levels[1:],
                 e.at(out, e.mul(i, out_step), p.out.dtype),
-                e.at(lhs, e.mul(i, lhs_step), p.lhs.dtype),
-                e.at(rhs, e.mul(i, rhs_step), p.rhs.dtype),
+                e.at(lhs, e.mul(i, lhs_step), kinds[0]),
+                e.at(rhs, e.mul(i, rhs_step), kinds[1]),
             )
 
         e.loop(extent, body)

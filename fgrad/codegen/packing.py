@@ -61,7 +61,10 @@ class View:
 
 @dataclass(frozen=True)
 class Spread:
-    """How to spread an operand out: loops ``(steps, source stride, buffer stride)`` over what exists, and offsets."""
+    """How to spread an operand out: loops ``(steps, source stride, buffer stride)`` over what exists, and offsets.
+
+    ``per_batch`` says that the buffer holds what one step of the batch needs, and is written anew for each.
+    """
 
     elements: int
     dtype: np.dtype
@@ -70,10 +73,20 @@ class Spread:
     source_offset: int
     buffer_offset: int
     view: View
+    per_batch: bool
 
 
-def spread_layout(operand: Operand, extents: dict[str, int], dtype: np.dtype) -> Spread:
-    """Lay the whole span of every axis out in a row-major buffer of ``dtype``."""
+def spread_layout(operand: Operand, extents: dict[str, int], batch: Sequence[Dim], dtype: np.dtype) -> Spread:
+    """Lay the whole span of every axis out in a row-major buffer of ``dtype``.
+
+    If the batch only moves the operand about, the buffer is for one step of the batch; the strides of the batch
+    dimensions are then those of the source.
+    """
+    batched = {dim.name for dim in batch if dim.extent > 1}
+    using = [axis for axis in operand.axes if batched & {name for name, _ in axis.coefs}]
+    per_batch = bool(using) and all(axis.is_plain(extents) for axis in using)
+    if per_batch:
+        extents = {**extents, **dict.fromkeys(batched, 1)}
     spans = [axis.span(extents) for axis in operand.axes]
     sizes = [high - low + 1 for low, high in spans]
     steps = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
@@ -87,11 +100,13 @@ def spread_layout(operand: Operand, extents: dict[str, int], dtype: np.dtype) ->
         buffer_offset += (first * axis.divisor - low) * step
         base += (axis.offset - low) * step
         for name, coef in axis.coefs:
-            strides[name] = strides.get(name, 0) + coef * step
+            moved = axis.stride if per_batch and name in batched else step
+            strides[name] = strides.get(name, 0) + coef * moved
     empty = any(steps == 0 for steps, *_ in loops)
     merged = ((0, 0, 0),) if empty else tuple(merge_levels(loops))
     view = View(dtype, base, strides)
-    return Spread(math.prod(sizes), dtype, operand.dtype, merged, source_offset, buffer_offset, view)
+    elements = math.prod(sizes)
+    return Spread(elements, dtype, operand.dtype, merged, source_offset, buffer_offset, view, per_batch)
 
 
 def emit_copy(

@@ -60,31 +60,57 @@ def candidates(spec: Contraction, target: TargetInfo) -> Iterator[Candidate]:
     if any(dim.extent == 0 for dim in spec.k):
         yield 0.0, Plan(spec, target, "zero", acc, empty, empty, out), {}
         return
-    lhs, lhs_spread = _regular(spec.lhs, extents, acc)
-    rhs, rhs_spread = _regular(spec.rhs, extents, acc)
-    base = Plan(spec, target, "loops", acc, lhs, rhs, out, False, lhs_spread, rhs_spread)
-    if not is_floating(acc):
-        yield spec.flops * 1.0, base, {}
-        return
-    flipped = replace(
-        base,
-        spec=spec.swapped(),
-        lhs=rhs,
-        rhs=lhs,
-        lhs_spread=rhs_spread,
-        rhs_spread=lhs_spread,
-        swapped=True,
-    )
-    for start in (base, flipped):
-        yield from _outer(start)
-        yield from _inner(start)
+    specs = [spec]
+    if not (spec.lhs.is_plain(extents) and spec.rhs.is_plain(extents)) and is_floating(acc):
+        specs += _by_sample(spec)
+    for variant in specs:
+        lhs, lhs_spread = _regular(variant.lhs, variant, acc)
+        rhs, rhs_spread = _regular(variant.rhs, variant, acc)
+        base = Plan(variant, target, "loops", acc, lhs, rhs, out, False, lhs_spread, rhs_spread)
+        if not is_floating(acc):
+            yield spec.flops * 1.0, base, {}
+            return
+        flipped = replace(
+            base,
+            spec=variant.swapped(),
+            lhs=rhs,
+            rhs=lhs,
+            lhs_spread=rhs_spread,
+            rhs_spread=lhs_spread,
+            swapped=True,
+        )
+        spreading = _spread_cost(lhs_spread, variant, target) + _spread_cost(rhs_spread, variant, target)
+        for start in (base, flipped):
+            for make in (_outer, _inner):
+                for cost, chosen, fields in make(start):
+                    yield cost + spreading, chosen, fields
 
 
-def _regular(operand: Operand, extents: dict[str, int], acc: np.dtype) -> tuple[View, Spread | None]:
+def _by_sample(spec: Contraction) -> list[Contraction]:
+    """The same work with the outermost loop of m or n made part of the batch, so that an operand is spread out one
+    sample at a time: the buffer is smaller and stays in the cache."""
+    variants = []
+    if spec.n and spec.n[0].extent > 1:
+        variants.append(replace(spec, batch=(*spec.batch, spec.n[0]), n=spec.n[1:]))
+    if spec.m and spec.m[0].extent > 1:
+        variants.append(replace(spec, batch=(*spec.batch, spec.m[0]), m=spec.m[1:]))
+    return variants
+
+
+def _regular(operand: Operand, spec: Contraction, acc: np.dtype) -> tuple[View, Spread | None]:
+    extents = spec.extents
     if operand.is_plain(extents):
         return View(operand.dtype, *operand.strides()), None
-    spread = spread_layout(operand, extents, acc)
+    spread = spread_layout(operand, extents, spec.batch, acc)
     return spread.view, spread
+
+
+def _spread_cost(spread: Spread | None, spec: Contraction, target: TargetInfo) -> float:
+    if spread is None:
+        return 0.0
+    times = math.prod(dim.extent for dim in spec.batch) if spread.per_batch else 1
+    in_cache = spread.elements * spread.dtype.itemsize <= target.l2 // 2
+    return times * spread.elements * (0.3 if in_cache else 1.0)
 
 
 def _sizes(p: Plan) -> tuple[int, int, int, int]:
@@ -106,7 +132,7 @@ def _pack_cost(rows: Sequence[tuple], depth_contiguous: bool, width: int, lanes:
     if stride == 1 and extent > 1:
         run = min(extent, width)
         return (3.0 * -(-run // lanes) + 0.5) / run if run >= lanes // 2 else 1.5
-    return 0.8 if depth_contiguous else 1.6
+    return 0.5 if depth_contiguous else 1.6
 
 
 @dataclass(frozen=True)
@@ -182,6 +208,7 @@ def _outer(p: Plan) -> Iterator[Candidate]:
         elif not shape.rows and len(out_columns) > 1 and out_columns[-1][0] % nr:
             crossing = min(1.0, nr / out_columns[-1][0])
         ragged_n = n % nr != 0
+        breadth = sum(1.0 if 2 * width > lanes else 0.6 for width in shape.widths)  # half a vector costs less
         for mr, split, chunk, kc, alike, out_alike in row_plans:
             if mr * columns + columns + 1 > target.registers:
                 break
@@ -191,7 +218,7 @@ def _outer(p: Plan) -> Iterator[Candidate]:
             n_overlap = flat_rhs and ragged_n and single and len(out_columns) < 2
             tiles_m, tiles_n = -(-m // mr), -(-n // nr)
             slow = crossing if out_alike else 1.0
-            store = mr * columns * (1.5 + slow * (5 if unit else lanes * 1.5))
+            store = mr * columns * (1.5 + slow * (5 if unit else lanes * 1.2))
             for rhs_packed in (False, True):
                 if rhs_packed and shape.rows:
                     continue
@@ -212,7 +239,7 @@ def _outer(p: Plan) -> Iterator[Candidate]:
                 nc = min(max(1, block // nr), tiles_n) * nr
                 if rhs_packed:
                     cost += b * k * n * _pack_cost(rhs_rows, depth[-1][2] == 1, nr, lanes)
-                    cost += b * tiles_n * -(-k // kc) * 10
+                    cost += b * tiles_n * -(-k // kc) * 10 + 0.05 * cost
                 elif depth[-1][2] * size % 2048 == 0 and kc > 64 and tiles_m > 2:
                     cost *= 1.15  # rows a power of two apart fall into the same cache sets
                 for lhs_packed in (False, True):
@@ -283,7 +310,7 @@ def _inner(p: Plan) -> Iterator[Candidate]:
                     continue
                 # Loads of both operands are rarely aligned, so each counts as one and a half.
                 per_step = max(mr * nr, 1.5 * (mr + nr), 4) * speed + 0.5
-                tile = (k // run) * (steps * per_step + 2) + -(-k // kc) * (mr * nr * 6 + 20)
+                tile = (k // run) * (steps * per_step + 2) + -(-k // kc) * (mr * nr * 2.5 + 15)
                 yield (
                     b * -(-m // mr) * -(-n // nr) * tile,
                     p,

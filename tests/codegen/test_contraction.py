@@ -19,6 +19,7 @@ from fgrad.codegen.contraction import (
     conv_weight_grad_spec,
     dot_general_spec,
 )
+from fgrad.codegen.planning import candidates, finish
 from fgrad.codegen.standalone import compile_contraction
 from fgrad.codegen.target import host
 
@@ -243,6 +244,51 @@ def test_convolution_dtypes_against_the_definition(dtype, index):
         expected = np.zeros(int(np.prod(shape)), dtype)
         evaluate(spec, lhs.reshape(-1), rhs.reshape(-1), expected)
         check(spec, lhs, rhs, expected, host().vector_bytes)
+
+
+def some_specs():
+    def matmul(m, k, n, numbers=(((1,), (0,)), ((), ()))):
+        lhs, rhs = (
+            ((k, m) if numbers[0][0] == (0,) else (m, k)),
+            ((n, k) if numbers[0][1] == (1,) else (k, n)),
+        )
+        return dot_general_spec(lhs, rhs, numbers, np.float32, np.float32, np.float32), lhs, rhs, (m, n)
+
+    yield matmul(37, 45, 83)
+    yield matmul(23, 1100, 40)
+    yield matmul(19, 41, 33, (((0,), (1,)), ((), ())))
+    yield matmul(50, 20, 9, (((1,), (1,)), ((), ())))
+    for index in (0, 1, 2, 5):
+        case = CONVS[index]
+        y_shape, *specs = conv_specs(case, np.float32)
+        for spec, lhs, rhs, out in zip(
+            specs, (case[1], case[1], y_shape), (case[0], y_shape, case[0]), (y_shape, case[0], case[1])
+        ):
+            yield spec, lhs, rhs, out
+
+
+@pytest.mark.parametrize("index", range(16))
+def test_plans_that_were_not_chosen_compute_the_same(index):
+    """The cost model takes one of some hundred plans; all of them must be right."""
+    spec, lhs_shape, rhs_shape, out_shape = list(some_specs())[index]
+    lhs, rhs = random(lhs_shape, np.float32, 11), random(rhs_shape, np.float32, 12)
+    expected = np.zeros(int(np.prod(out_shape)), np.float32)
+    evaluate(spec, lhs.reshape(-1), rhs.reshape(-1), expected)
+    scale = float(np.abs(expected).max())
+    rng = np.random.default_rng(index)
+    target = target_of(min(WIDTHS[index % 3], host().vector_bytes))
+    every = list(candidates(spec, target))
+    kinds = {}
+    for candidate in every:
+        _, chosen, fields = candidate
+        flags = [fields.get(f) for f in ("path", "lhs_packed", "rhs_packed", "m_overlap", "n_overlap")]
+        kinds.setdefault((chosen.swapped, len(chosen.spec.batch), *flags), []).append(candidate)
+    for group in kinds.values():
+        plan = finish(*group[rng.integers(len(group))])
+        whole, out = guarded(expected.size, np.float32)
+        compile_contraction(spec, target, plan).run(out, lhs, rhs)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=3e-5 * scale, err_msg=str(plan))
+        assert (whole[:64] == 77).all() and (whole[64 + expected.size :] == 77).all(), str(plan)
 
 
 def test_empty_batches():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fgrad.codegen.program import Buf, Program
+from fgrad.codegen.program import Program
 from fgrad.ir import Graph, dce
 from fgrad.passes.cse import share_equal
 from fgrad.passes.fuse import lower
@@ -40,4 +40,4 @@ def compile_graph(graph: Graph, donated: Mapping[int, int] | None = None) -> Pro
     return lower(optimize(graph), dict(donated or {}))
 
 
-__all__ = ["GRAPH_PASSES", "Buf", "compile_graph", "optimize"]
+__all__ = ["GRAPH_PASSES", "compile_graph", "optimize"]

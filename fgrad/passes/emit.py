@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fgrad.codegen.loops import Acc, Buffer, Expr, Init, Loop, LoopVar, Stmt, Store, Update
+from fgrad.codegen.loops import Acc, Buffer, Expr, Init, Loop, LoopVar, Stmt, Store
 from fgrad.passes.group import AFTER, Group, Placed
 from fgrad.passes.nests import Rewriter
 
@@ -116,6 +116,3 @@ def _nest(loop_vars: tuple[LoopVar, ...], body: list[Stmt], outermost: str, inne
         kind = innermost if first and innermost == "vector" else outermost if last else "seq"
         body = [Loop(v, body, kind)]
     return body
-
-
-__all__ = ["Emitter", "Update"]

@@ -261,11 +261,12 @@ class Group:
         if not inside:
             for ld in stage_loads:
                 anchor = self.anchors.get(ld.buffer)
-                if anchor is not None:
-                    found = bind(ld.index, anchor[0], (*self.outer, *self.segments[anchor[1]].vars))
-                    if found is not None and len(found) == len(stage.dims):
-                        env = {v: row for v, row in found.items() if any(row is o for o in self.outer)}
-                        break
+                if anchor is None:
+                    continue
+                found = bind(ld.index, anchor[0], (*self.outer, *self.segments[anchor[1]].vars))
+                if found is not None and (len(found) == len(stage.dims) or stage.inits):
+                    env = {v: row for v, row in found.items() if any(row is o for o in self.outer)}
+                    break
         return env if len(set(env.values())) == len(self.outer) == len(env) else None
 
     def _join_rows(self, stage: Stage, stage_loads: Sequence[Load], inside: Sequence[Load]) -> bool:
@@ -279,10 +280,11 @@ class Group:
         for n, segment in enumerate(self.segments):
             if segment.extents == extents(inner):
                 env: Env = {**rows, **dict(zip(inner, segment.vars, strict=True))}
-                if self._allowed(inside, env, n) and (inside or self._shares(stage_loads, env, n)):
+                shares = inside or stage.inits or self._shares(stage_loads, env, n)
+                if self._allowed(inside, env, n) and shares:
                     self._add(Placed(stage, env, across), n, stage_loads)
                     return True
-        if not inside:
+        if not inside and not stage.inits:
             return False
         fresh = tuple(LoopVar(v.name, v.extent) for v in inner)
         env = {**rows, **dict(zip(inner, fresh, strict=True))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Lazy:
         splits: Splits | None = None,
         eqns: tuple[Eqn, ...] = (),
         buf: Buf | None = None,
-        literal: np.generic | None = None,
+        literal: Any = None,
         view: View | None = None,
     ):
         self.shape, self.dtype, self._at, self.buf, self.literal = tuple(shape), dtype, at, buf, literal

@@ -35,7 +35,9 @@ def _checked_indices(low: Lowering, eqn: Eqn, first: int, shape: Sequence[int]) 
         groups, idx = low.loop_vars(value)
         bounds = loops.index_range(value.at(idx))
         n = shape[axis]
-        if value.size and (bounds is None or bounds[0] < -n or bounds[1] >= n):
+        known = (atom, n) in low.checked
+        if value.size and not known and (bounds is None or bounds[0] < -n or bounds[1] >= n):
+            low.checked.add((atom, n))
             if value.buf is None and low.cost(value) > CHEAP:
                 value = low.realize(value)
             text = f"{eqn.prim.name}: index out of bounds for axis {axis} with size {n}"
@@ -156,7 +158,8 @@ def _select_form(
                 hit = b.op("bitwise_and", hit, b.op("eq", wanted, idx[axes[k]]))
         old = x.at(idx, mask)
         new = updates.at([*where, *(idx[d] for d in rest_axes)], mask)
-        combined = new if mode == "set" else b.op(mode, old, new)
+        adds_to_zero = mode == "add" and x.literal is not None and x.literal == 0
+        combined = new if mode == "set" or adds_to_zero else b.op(mode, old, new)
         return b.op("select", hit, combined, old)
 
     low.lazy(eqn, 0, (x, updates, *indices), at, x.splits)

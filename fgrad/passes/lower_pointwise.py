@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.codegen.loops import Expr
+from fgrad.codegen.loops import Acc, Expr, Op, children
+from fgrad.codegen.scalar import supports
 from fgrad.ir import Eqn
-from fgrad.passes.lazy import Lazy, Splits, cut_points, join_splits, splits_from_cuts
+from fgrad.passes.exprs import Builder
+from fgrad.passes.lazy import Lazy, cut_points, join_splits, splits_from_cuts
 from fgrad.passes.lowering import CHEAP, Lowering, Rule, row_major
 
 Idx = tuple[Expr, ...]
@@ -22,19 +24,10 @@ Mask = Any
 
 
 def elementwise(low: Lowering, eqn: Eqn) -> None:
-    dtypes_ = [a.type.dtype for a in (*eqn.inputs, *eqn.outputs)]
-    if any(dtypes.is_complex(d) for d in dtypes_):
+    if not _has_code(eqn):
         return low.host(eqn)
-    prim, params, b = eqn.prim, eqn.params, low.b
     args = low.values(eqn.inputs)
     out_types = [v.type for v in eqn.outputs]
-
-    def compute(exprs: list[Expr]) -> tuple[Expr, ...]:
-        if prim.scalar is not None:
-            result = prim.scalar(b.op, *exprs, **params)
-            return tuple(result) if prim.multiple else (result,)
-        name = {"convert": "cast"}.get(prim.name, prim.name)
-        return (b.op(name, *exprs, dtype=out_types[0].dtype),)
 
     memo: dict[tuple[int, ...], tuple[tuple[Expr, ...], tuple[Expr, ...]]] = {}
 
@@ -42,13 +35,40 @@ def elementwise(low: Lowering, eqn: Eqn) -> None:
         exprs = [x.at(idx, mask) for x in args]
         key = tuple(map(id, exprs))
         if key not in memo:
-            memo[key] = (tuple(exprs), compute(exprs))
+            memo[key] = (tuple(exprs), _compute(low.b, eqn, exprs))
         return memo[key][1][n]
 
     splits = join_splits(out_types[0].shape, [x.splits for x in args])
     for n in range(len(eqn.outputs)):
         low.lazy(eqn, n, args, lambda idx, mask, n=n: at(n, idx, mask), splits)
     return None
+
+
+def _compute(b: Builder, eqn: Eqn, exprs: list[Expr]) -> tuple[Expr, ...]:
+    """The scalar expressions of the equation's outputs."""
+    prim = eqn.prim
+    if prim.scalar is not None:
+        result = prim.scalar(b.op, *exprs, **eqn.params)
+        return tuple(result) if prim.multiple else (result,)
+    return (b.op(prim.name, *exprs, dtype=eqn.outputs[0].type.dtype),)
+
+
+def _has_code(eqn: Eqn) -> bool:
+    """Whether generated code exists for every scalar operation that the equation expands to."""
+    if any(dtypes.is_complex(a.type.dtype) for a in (*eqn.inputs, *eqn.outputs)):
+        return False
+    probes: list[Expr] = [Acc(f"x{n}", a.type.dtype) for n, a in enumerate(eqn.inputs)]
+    stack = list(_compute(Builder(), eqn, probes))
+    seen: set[int] = set()
+    while stack:
+        e = stack.pop()
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        if isinstance(e, Op) and not supports(e.name, [a.dtype for a in e.args], e.dtype):
+            return False
+        stack.extend(children(e))
+    return True
 
 
 def same(low: Lowering, eqn: Eqn) -> None:
@@ -66,7 +86,7 @@ def broadcast(low: Lowering, eqn: Eqn) -> None:
     grows = int(np.prod(shape)) > int(np.prod(x.shape))
     if grows and x.buf is None and low.cost(x) > CHEAP:
         x = _keep(low, eqn, x)
-    splits = [(s,) for s in shape]
+    splits: list[tuple[int, ...]] = [(s,) for s in shape]
     for i, axis in enumerate(axes):
         splits[axis] = x.splits[i]
     view = None
@@ -132,7 +152,7 @@ def transpose(low: Lowering, eqn: Eqn) -> None:
 
 
 def slice_(low: Lowering, eqn: Eqn) -> None:
-    start, stop, step = eqn.params["start"], eqn.params["stop"], eqn.params["step"]
+    start, _, step = eqn.params["start"], eqn.params["stop"], eqn.params["step"]
     x, b = low.value(eqn.inputs[0]), low.b
     step = step or (1,) * len(start)
     view = None
@@ -145,7 +165,7 @@ def slice_(low: Lowering, eqn: Eqn) -> None:
         moved = [b.add(b.scale(i, k), a) for i, a, k in zip(idx, start, step, strict=True)]
         return x.at(moved, mask)
 
-    splits = [(s,) for s in eqn.outputs[0].type.shape]
+    splits: list[tuple[int, ...]] = [(s,) for s in eqn.outputs[0].type.shape]
     for d, s in enumerate(x.shape):
         if eqn.outputs[0].type.shape[d] == s:
             splits[d] = x.splits[d]
@@ -286,5 +306,3 @@ RULES: dict[str, Rule] = {
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
 }
-
-__all__ = ["RULES", "Splits", "elementwise"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fgrad import dtypes
@@ -88,7 +89,7 @@ def max_pool(low: Lowering, eqn: Eqn) -> None:
         if not low.uses.get(var, 0) and var not in low.storage:
             continue
         eqns = tuple(dict.fromkeys((*x.eqns, eqn)))
-        value = Lazy(var.type.shape, var.type.dtype, lambda idx, mask, n=n: at(n, idx, mask), None, eqns)
+        value = Lazy(var.type.shape, var.type.dtype, partial(at, n), None, eqns)
         # Both in buffers, so that one loop computes them: reading the offset later must not repeat the search.
         low.env[var] = low.realize(value, low.buf_for(var))
     return None

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.codegen import loops
-from fgrad.codegen.loops import Acc, Affine, Expr, Init, Load, Loop, LoopVar, Stmt, Store, Update
+from fgrad.codegen.loops import Acc, Affine, Expr, Init, Loop, LoopVar, Stmt, Store, Update
 from fgrad.ir import Eqn
 from fgrad.passes.exprs import loads
-from fgrad.passes.lazy import Lazy, Stage, join_splits
+from fgrad.passes.lazy import Lazy, Stage
 from fgrad.passes.lowering import Lowering, Rule, plain
 from fgrad.passes.nests import finish_kernel
 
@@ -106,13 +105,15 @@ def _accumulator(dtype: np.dtype, op: str) -> tuple[np.dtype, bool]:
 
 
 def _is_column(value: Expr, kept: list[LoopVar], reduced: list[LoopVar]) -> bool:
-    """Whether most loads are contiguous in a kept dim and not in the reduced ones."""
+    """Whether most loads that the reduction runs over are contiguous in a kept dim and not in the reduced ones."""
     if not kept or value.dtype in (dtypes.float16, dtypes.bfloat16):
         return False
     votes = 0
     keep, drop = set(map(id, kept)), set(map(id, reduced))
     for load in loads([value]):
         terms = load.index.terms if isinstance(load.index, Affine) else ((load.index, 1),)
+        if not any(id(term) in drop for term, _ in terms):
+            continue
         for term, coef in terms:
             if abs(coef) == 1:
                 votes += (id(term) in keep) - (id(term) in drop)
@@ -142,7 +143,7 @@ def arg_reduce(low: Lowering, eqn: Eqn) -> None:
     start = b.const((smallest if largest_wins else largest)(x.dtype), x.dtype)
     better = better_than(b, value, best, largest_wins)
     # An input full of the starting value leaves position 0, which is right.
-    updates = [
+    updates: list[Stmt] = [
         Update(where, "set", b.op("select", better, idx[axis], where)),
         Update(best, "set", b.op("select", better, value, best)),
     ]
@@ -198,10 +199,5 @@ def cumulative(low: Lowering, eqn: Eqn) -> None:
     return None
 
 
-RULES: dict[str, Rule] = (
-    {name: reduce for name in _FOLD if name.startswith("reduce_")}
-    | {name: cumulative for name in _FOLD if name.startswith("cum")}
-    | {"argmax": arg_reduce, "argmin": arg_reduce}
-)
-
-__all__ = ["RULES", "Load", "better_than", "join_splits", "loops", "smallest"]
+RULES: dict[str, Rule] = {"argmax": arg_reduce, "argmin": arg_reduce}
+RULES.update((name, reduce if name.startswith("reduce_") else cumulative) for name in _FOLD)

@@ -143,6 +143,7 @@ class Lowering:
             for a in set(eqn.inputs):
                 if isinstance(a, Var):
                     self.uses[a] = self.uses.get(a, 0) + 1
+        self.checked: set[tuple[Atom, int]] = set()  # indices checked against an axis of that size
         self.out_bufs = list(outputs)
         self._place_outputs()
 

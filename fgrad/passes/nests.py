@@ -44,7 +44,8 @@ class Rewriter:
     """Rewrites statements through `Builder.rewrite`; one memo for all of them."""
 
     def __init__(self, b: Builder, leaf: Any = None, on_load: Any = None):
-        self.b, self.memo = b, {}
+        self.b = b
+        self.memo: dict[int, tuple[Expr, Expr]] = {}
         self.leaf = leaf or (lambda e: e)
         self.on_load = on_load or b.load
 

@@ -51,23 +51,27 @@ def _dot_impl(a: np.ndarray, b: np.ndarray, *, dims: Dims) -> np.ndarray:
     return np.matmul(x, y).reshape((*batch, *left, *right)).astype(dtype)
 
 
-def _grad_left(ct: Array, a: Any, b: Any, *, dims: Dims, swap: bool = False) -> Array:
+def _grad_left(ct: Array, a: Any, b: Array, *, dims: Dims) -> Array:
     """The cotangent of `a`: contract `ct` with `b` over the free axes of `b`, then put the axes where `a` has them."""
     (ac, bc), (ab, bb) = dims
-    af, bf = _free(len(a.shape), ac, ab), _free(len(b.shape), bc, bb)
-    nb = len(ab)
-    ct_batch = tuple(range(nb))
-    ct_b_free = tuple(range(nb, nb + len(bf))) if swap else tuple(range(nb + len(af), nb + len(af) + len(bf)))
-    out = dot_general(ct, b, ((ct_b_free, bf), (ct_batch, bb)))
+    af, bf = _free(len(a.shape), ac, ab), _free(b.ndim, bc, bb)
+    shared, at = tuple(range(len(ab))), len(ab) + len(af)
+    out = dot_general(ct, b, ((tuple(range(at, at + len(bf))), bf), (shared, bb)))
     # axes of `out`: batch, free of a, then the contracted axes in the order in which they stand in b
-    by_b = [ac[bc.index(i)] for i in sorted(bc)]
-    where = [*ab, *af, *by_b]
+    where = [*ab, *af, *[ac[bc.index(i)] for i in sorted(bc)]]
     return transpose(out, [int(i) for i in np.argsort(where)])
 
 
-def _grad_right(ct: Array, a: Any, b: Any, *, dims: Dims) -> Array:
+def _grad_right(ct: Array, a: Array, b: Any, *, dims: Dims) -> Array:
+    """The cotangent of `b`: contract `a` with `ct` over the free axes of `a`; `a` comes first so that for a matrix product
+    the result lies as `b` does."""
     (ac, bc), (ab, bb) = dims
-    return _grad_left(ct, b, a, dims=((bc, ac), (bb, ab)), swap=True)
+    af, bf = _free(a.ndim, ac, ab), _free(len(b.shape), bc, bb)
+    shared, at = tuple(range(len(ab))), len(ab)
+    out = dot_general(a, ct, ((af, tuple(range(at, at + len(af)))), (ab, shared)))
+    # axes of `out`: batch, the contracted axes in the order in which they stand in a, then the free axes of b
+    where = [*bb, *[bc[ac.index(i)] for i in sorted(ac)], *bf]
+    return transpose(out, [int(i) for i in np.argsort(where)])
 
 
 def _dot_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, dims: Dims) -> tuple[Array, bool]:

@@ -24,9 +24,9 @@ import numpy as np
 from llvmlite import ir
 
 from fgrad.codegen import gemm
-from fgrad.codegen.planning import plan as plan_contraction
 from fgrad.codegen.canonical import kernel_text
-from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module, set_string_attribute
+from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
+from fgrad.codegen.planning import plan as plan_contraction
 from fgrad.codegen.program import (
     Block,
     Buf,
@@ -308,14 +308,9 @@ class _Shared:
         fn = self.kernels.get(key)
         if fn is None:
             name = self.unique(f"kernel.{step.kernel.name}")
-            fn = self.kernels[key] = emit_kernel(self.module, step.kernel, name, binding)
-            self.decorate(fn)
+            fn = self.kernels[key] = emit_kernel(self.module, step.kernel, name, binding, self.target)
             self.notes[name] = step.kernel.notes
         return fn, binding
-
-    def decorate(self, fn: ir.Function) -> None:
-        if self.target.vector_bytes == 64:
-            set_string_attribute(fn, "prefer-vector-width", "512")
 
     def contraction(self, step: ContractStep) -> ir.Function:
         key = repr(step.spec)

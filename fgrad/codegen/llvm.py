@@ -50,11 +50,17 @@ from fgrad.codegen.loops import (
     expressions,
     statements,
 )
+from fgrad.codegen.target import TargetInfo, host
 
 I1, I8, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
 POINTER = ir.PointerType()
 REDUCE_FLAGS = ("reassoc", "nsz", "contract")
-_UNROLL_LIMIT = 256  # expressions; a longer body is left to LLVM's own judgement
+_UNROLL_LIMIT = 256  # instructions, roughly; a longer body is left to LLVM's own judgement
+_HEAVY = 20  # instructions of a function such as exp
+_LIGHT = frozenset(
+    "abs add sub mul div neg sqrt square eq ne lt le gt ge select cast bitcast maximum minimum copysign fmax fmin logical_not "
+    "bitwise_and bitwise_or bitwise_xor bitwise_not shift_left shift_right_arithmetic shift_right_logical".split()
+)
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,22 @@ def new_module(name: str) -> ir.Module:
     return ir.Module(name, context=ir.Context())
 
 
-def emit_kernel(module: ir.Module, kernel: Kernel, name: str, binding: Binding | None = None) -> ir.Function:
+def emit_kernel(
+    module: ir.Module,
+    kernel: Kernel,
+    name: str,
+    binding: Binding | None = None,
+    target: TargetInfo | None = None,
+) -> ir.Function:
     """Add `void name(pointers...)`, one pointer for each parameter of `binding` (default: one for each buffer)."""
-    return _KernelEmitter(module, kernel, name, binding or Binding.distinct(kernel.buffers)).run()
-
-
-def set_string_attribute(function: ir.Function, name: str, value: str) -> None:
-    """Add a `"name"="value"` attribute, which llvmlite's own check of known names would refuse."""
-    set.add(function.attributes, f'"{name}"="{value}"')
+    return _KernelEmitter(
+        module, kernel, name, binding or Binding.distinct(kernel.buffers), target or host()
+    ).run()
 
 
 class _KernelEmitter:
-    def __init__(self, module: ir.Module, kernel: Kernel, name: str, binding: Binding):
-        self.module, self.kernel, self.binding = module, kernel, binding
+    def __init__(self, module: ir.Module, kernel: Kernel, name: str, binding: Binding, target: TargetInfo):
+        self.module, self.kernel, self.binding, self.target = module, kernel, binding, target
         parameters = max(binding.slots, default=-1) + 1
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * parameters), name)
         self.pointers = {b: self.function.args[s] for b, s in zip(kernel.buffers, binding.slots, strict=True)}
@@ -114,6 +123,9 @@ class _KernelEmitter:
         fn.linkage = "internal"
         fn.attributes.add("nounwind")
         fn.attributes.add("noinline")  # keeps what `noalias` says, and the entry function small
+        if self.target.vector_bytes == 64:
+            # Some CPUs with AVX-512 are compiled for at half its width otherwise. llvmlite's `add` knows no such names.
+            set.add(fn.attributes, '"prefer-vector-width"="512"')
         names: dict[int, str] = {}
         sizes: dict[int, int] = {}
         for buffer, slot in zip(self.kernel.buffers, binding.slots):
@@ -196,14 +208,24 @@ class _KernelEmitter:
         b.position_at_end(done)
 
     def annotate(self, branch: Any, stmt: Loop) -> None:
-        wanted: list[Any] = ["llvm.loop.mustprogress"]
+        """Ask for vectors, but no unrolling beyond what hides latency: it costs more to compile than it gains."""
+        hints: list[list[Any]] = []
         if stmt.kind == "vector" and stmt.var.extent >= 4:
-            wanted = [["llvm.loop.mustprogress"], ["llvm.loop.vectorize.enable", I1(1)]]
+            hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
+            lanes, extent, weight = self.target.lanes(4), stmt.var.extent, self.weight(stmt.body)
+            reduces = any(isinstance(s, Update) for s in stmt.body)
+            if self.target.vector_bytes > 16 and extent % lanes and extent < 4 * lanes:
+                hints.append(
+                    ["llvm.loop.vectorize.predicate.enable", I1(1)]
+                )  # a masked tail, not a scalar one
+            elif extent >= 4 * lanes and weight <= (40 if reduces else 20):
+                count = 4 if reduces and weight <= 16 else 2
+                hints.append(["llvm.loop.interleave.count", ir.IntType(32)(count)])
         elif stmt.kind == "unroll":
-            wanted = [["llvm.loop.mustprogress"], ["llvm.loop.unroll.enable"]]
-        else:
+            hints = [["llvm.loop.unroll.enable"]]
+        if not hints:
             return
-        operands = [self.module.add_metadata(w) for w in wanted]
+        operands = [self.module.add_metadata(h) for h in [["llvm.loop.mustprogress"], *hints]]
         # A loop's name is a node that holds itself: made anew each time, or two loops would be one.
         node = ir.values.MDValue(self.module, operands, name=str(len(self.module.metadata)))
         node.operands = (node, *operands)
@@ -427,12 +449,14 @@ class _KernelEmitter:
         return all(n in self.accumulators for n in self.needs(e) if isinstance(n, Acc))
 
     def weight(self, body: Sequence[Stmt]) -> int:
+        """About how many instructions one execution takes."""
         total = 0
         for stmt in body:
             if isinstance(stmt, Loop):
                 total += stmt.var.extent * self.weight(stmt.body)
             else:
-                total += len(_nodes(expressions(stmt)))
+                heavy = (isinstance(e, Op) and e.name not in _LIGHT for e in _nodes(expressions(stmt)))
+                total += sum(_HEAVY if h else 1 for h in heavy)
         return total
 
 

@@ -10,6 +10,7 @@ made again. A cache that cannot be written (read-only home, full disk) is no err
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -85,10 +86,8 @@ def load(key: str) -> Entry | None:
         )
         _remove(path)
         return None
-    try:
+    with contextlib.suppress(OSError):
         os.utime(path)  # used now: eviction goes by age
-    except OSError:
-        pass
     return entry
 
 
@@ -156,7 +155,5 @@ def _decode(data: bytes) -> Entry:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         path.unlink()
-    except OSError:
-        pass

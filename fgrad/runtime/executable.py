@@ -267,7 +267,7 @@ class Executable:
         place = self.places[buf]
         pointer = work.table[Layout.ARENA] if place.region == "arena" else work.table[place.region]
         pointer += place.offset + sum(stride * work.indices[loop] for loop, stride in place.moves)
-        memory = (ctypes.c_char * max(buf.nbytes, 1)).from_address(pointer)
+        memory: Any = (ctypes.c_char * max(buf.nbytes, 1)).from_address(pointer)
         view = np.ndarray(buf.shape, buf.dtype, memory)
         view.flags.writeable = writeable
         return view

@@ -56,7 +56,9 @@ def compile_module(text: str, symbol: str) -> NativeCode:
             library.enable_object_caching()
             module = llvm.parse_assembly(text)
             module.verify()
-            library.add_llvm_module(module)
+            module.data_layout = library.codegen._data_layout
+            # Not `add_llvm_module`, which would optimise each function first: the whole is optimised in the end anyway.
+            library._final_module.link_in(module)
             compiled.append(library)
             pointer = ir.PointerType()
             callee = ir.Function(
@@ -68,9 +70,9 @@ def compile_module(text: str, symbol: str) -> NativeCode:
         return types.void(types.uintp, types.int64), emit
 
     def entry(table, segment):
-        run_program(table, segment)
+        run_program(table, segment)  # type: ignore[call-arg]
 
-    flags = compiler.Flags()
+    flags: Any = compiler.Flags()
     flags.nrt = False
     flags.no_cpython_wrapper = True
     flags.no_cfunc_wrapper = True

@@ -50,17 +50,13 @@ from fgrad.codegen.loops import (
     expressions,
     statements,
 )
+from fgrad.codegen.nestinfo import changed_by, nodes, weight
 from fgrad.codegen.target import TargetInfo, host
 
 I1, I8, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
 POINTER = ir.PointerType()
 REDUCE_FLAGS = ("reassoc", "nsz", "contract")
 _UNROLL_LIMIT = 256  # instructions, roughly; a longer body is left to LLVM's own judgement
-_HEAVY = 20  # instructions of a function such as exp
-_LIGHT = frozenset(
-    "abs add sub mul div neg sqrt square eq ne lt le gt ge select cast bitcast maximum minimum copysign fmax fmin logical_not "
-    "bitwise_and bitwise_or bitwise_xor bitwise_not shift_left shift_right_arithmetic shift_right_logical".split()
-)
 
 
 @dataclass(frozen=True)
@@ -182,15 +178,15 @@ class _KernelEmitter:
         extent = stmt.var.extent
         if extent <= 0:
             return
-        if extent == 1 or (stmt.kind == "unroll" and extent * self.weight(stmt.body) <= _UNROLL_LIMIT):
+        if extent == 1 or (stmt.kind == "unroll" and extent * weight(stmt.body) <= _UNROLL_LIMIT):
             for i in range(extent):
                 self.scopes.append({id(stmt.var): I64(i)})
                 self.block(stmt.body)
                 self.scopes.pop()
             return
-        changed = _changed(stmt)
-        self.hoist(stmt, changed)
-        self.forget(changed)
+        assigned = changed_by(stmt)
+        self.hoist(stmt, assigned)
+        self.forget(assigned)
         b, name = self.builder, stmt.var.name
         before, head = b.block, b.append_basic_block(f"{name}.body")
         b.branch(head)
@@ -212,14 +208,14 @@ class _KernelEmitter:
         hints: list[list[Any]] = []
         if stmt.kind == "vector" and stmt.var.extent >= 4:
             hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
-            lanes, extent, weight = self.target.lanes(4), stmt.var.extent, self.weight(stmt.body)
+            lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
             reduces = any(isinstance(s, Update) for s in stmt.body)
             if self.target.vector_bytes > 16 and extent % lanes and extent < 4 * lanes:
                 hints.append(
                     ["llvm.loop.vectorize.predicate.enable", I1(1)]
                 )  # a masked tail, not a scalar one
-            elif extent >= 4 * lanes and weight <= (40 if reduces else 20):
-                count = 4 if reduces and weight <= 16 else 2
+            elif extent >= 4 * lanes and size <= (40 if reduces else 20):
+                count = 4 if reduces and size <= 16 else 2
                 hints.append(["llvm.loop.interleave.count", ir.IntType(32)(count)])
         elif stmt.kind == "unroll":
             hints = [["llvm.loop.unroll.enable"]]
@@ -262,7 +258,7 @@ class _KernelEmitter:
             return
         available = set().union(*self.scopes)
         for later in rest:
-            for e in _nodes(expressions(later)):
+            for e in nodes(expressions(later)):
                 if isinstance(e, Load) and e.buffer in at_risk and self.computable(e, available):
                     self.value(e)
 
@@ -447,37 +443,3 @@ class _KernelEmitter:
 
     def initialised(self, e: Expr) -> bool:
         return all(n in self.accumulators for n in self.needs(e) if isinstance(n, Acc))
-
-    def weight(self, body: Sequence[Stmt]) -> int:
-        """About how many instructions one execution takes."""
-        total = 0
-        for stmt in body:
-            if isinstance(stmt, Loop):
-                total += stmt.var.extent * self.weight(stmt.body)
-            else:
-                heavy = (isinstance(e, Op) and e.name not in _LIGHT for e in _nodes(expressions(stmt)))
-                total += sum(_HEAVY if h else 1 for h in heavy)
-        return total
-
-
-def _changed(loop: Loop) -> set[Any]:
-    """Accumulators and buffers that the loop assigns."""
-    found: set[Any] = set()
-    for stmt in statements(loop.body):
-        if isinstance(stmt, Store):
-            found.add(stmt.buffer)
-        elif isinstance(stmt, (Init, Update)):
-            found.add(stmt.acc)
-    return found
-
-
-def _nodes(roots: Iterable[Expr]) -> list[Expr]:
-    """All distinct expressions under `roots`."""
-    seen: dict[int, Expr] = {}
-    pending = list(roots)
-    while pending:
-        e = pending.pop()
-        if id(e) not in seen:
-            seen[id(e)] = e
-            pending.extend(children(e))
-    return list(seen.values())

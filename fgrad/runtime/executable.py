@@ -21,17 +21,8 @@ from typing import Any
 import numpy as np
 
 from fgrad.codegen.canonical import program_text
-from fgrad.codegen.entry import (
-    Entry,
-    HostControl,
-    Item,
-    Layout,
-    Places,
-    Segment,
-    cut,
-    emit_program,
-    plan_contractions,
-)
+from fgrad.codegen.entry import Entry, emit_program, plan_contractions
+from fgrad.codegen.layout import HostControl, Item, Layout, Places, Segment, cut
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
 from fgrad.codegen.target import host
 from fgrad.errors import FgradIndexError, FgradValueError, message

@@ -2,24 +2,36 @@
 
 from fgrad.ops import (
     builders,
+    complex,
     contract,
     conv,
+    cumulative,
     elementwise,
+    fft,
     index,
+    linalg,
     pool,
     reduce,
+    sort,
     structure,
+    threefry,
     transcendental,
 )
 
 __all__ = [
     "builders",
+    "complex",
     "contract",
     "conv",
+    "cumulative",
     "elementwise",
+    "fft",
     "index",
+    "linalg",
     "pool",
     "reduce",
+    "sort",
     "structure",
+    "threefry",
     "transcendental",
 ]

@@ -173,7 +173,8 @@ def _unfold(
         )
     columns = np.empty((n, c, *kernel, *out), x.dtype)
     for tap, at in _taps(kernel, out, strides, dilation):
-        columns[(slice(None), slice(None), *tap)] = x[(slice(None), slice(None), *at)]
+        place: Any = (slice(None), slice(None), *tap)
+        columns[place] = x[(slice(None), slice(None), *at)]
     return columns.reshape(n, groups, c // groups * prod(kernel), prod(out))
 
 
@@ -207,7 +208,7 @@ def _input_grad_impl(
         for tap, at in _taps(kernel, out, strides, dilation):
             where: Any = (part, slice(None), *at)
             padded[where] += columns[(slice(None), slice(None), *tap)]
-    inside = tuple(slice(lo, lo + s) for s, (lo, _) in zip(spatial, padding, strict=True))
+    inside: Any = tuple(slice(lo, lo + s) for s, (lo, _) in zip(spatial, padding, strict=True))
     return np.ascontiguousarray(padded[(slice(None), slice(None), *inside)]).astype(dtype, copy=False)
 
 

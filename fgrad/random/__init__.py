@@ -28,6 +28,7 @@ from fgrad.random.continuous import (
 )
 from fgrad.random.discrete import bernoulli, categorical, rademacher, randint
 from fgrad.random.keys import PRNGKey, bits, fold_in, key, split
+from fgrad.random.samples import choice, permutation
 
 __all__ = [
     "PRNGKey",
@@ -47,4 +48,6 @@ __all__ = [
     "categorical",
     "rademacher",
     "randint",
+    "choice",
+    "permutation",
 ]

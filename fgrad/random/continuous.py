@@ -15,6 +15,7 @@ from fgrad.ops import transcendental as tr
 from fgrad.ops.builders import full, full_like
 from fgrad.random.keys import Shape, draw_bits, float_dtype, joint_shape, spread, to_shape
 
+
 def unit(call: str, key: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     """Uniform on [0, 1): random mantissas of numbers in [1, 2), less 1."""
     info = ml_dtypes.finfo(dtype)

@@ -17,6 +17,7 @@ from fgrad.ops.structure import reshape, slice_
 from fgrad.random.continuous import gumbel, unit
 from fgrad.random.keys import Shape, draw_bits, float_dtype, joint_shape, split, spread, to_shape
 
+
 def bernoulli(key: Array, p: Any = 0.5, shape: Shape | None = None) -> Array:
     """True with probability `p`, which broadcasts to `shape` (by default the shape of `p`)."""
     call = "random.bernoulli"

@@ -75,6 +75,14 @@ class FgradIndexError(FgradError, IndexError):
     """An index outside the axis it addresses."""
 
 
+class FgradShapeError(FgradTypeError, FgradValueError):
+    """Shapes that do not fit together: a ValueError as in NumPy, and a TypeError as in JAX."""
+
+
+class FgradAxisError(FgradValueError, FgradIndexError):
+    """An axis that the array does not have: a ValueError and an IndexError, as NumPy's AxisError."""
+
+
 class TracerError(FgradTypeError):
     """A traced value was used where a concrete one is needed, or outlived its trace."""
 

@@ -73,9 +73,9 @@ def best_time(function, seconds: float = 0.2) -> float:
     return best
 
 
-def peak_gflops() -> float:
+def peak_gflops(target) -> float:
     """Independent multiply-adds on registers: the most that one core does."""
-    target, chains, rounds = host(), 24, 1_000_000
+    native, chains, rounds = host(), 24, 1_000_000
     lanes = target.lanes(4)
     chains = min(chains, target.registers - 4)
     module = ir.Module("peak")
@@ -92,12 +92,12 @@ def peak_gflops() -> float:
     builder.ret_void()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(target.cpu, target.features, opt=3)
+    machine = llvm.Target.from_default_triple().create_target_machine(native.cpu, native.features, opt=3)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
     engine.finalize_object()
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address("kernel"))
     data = np.zeros(chains * lanes, np.float32)
-    return rounds * chains * lanes * 2 / best_time(lambda: run(data.ctypes.data)) / 1e9
+    return rounds * chains * lanes * 2 / best_time(lambda: run(data.ctypes.data), 1.0) / 1e9
 
 
 def runner(compiled, out, lhs, rhs):
@@ -162,12 +162,14 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--no-peers", action="store_true", help="measure the engine alone")
+    parser.add_argument("--vector-bytes", type=int, default=host().vector_bytes, help="16, 32 or 64")
     parser.add_argument("--verbose", action="store_true", help="print each plan")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    peak = peak_gflops()
+    target = host().with_vector_bytes(options.vector_bytes)
+    peak = peak_gflops(target)
     print(f"peak of one core {peak:.0f} GFLOP/s")
     print(
         f"{'contraction':48}{'compile ms':>11}{'us':>10}{'GFLOP/s':>9}{'numpy':>8}{'torch':>8}{'of peak':>9}"
@@ -180,7 +182,7 @@ def main() -> None:
         if options.only not in name:
             continue
         spec, out, lhs, rhs, expected, peers = make()
-        compiled = compile_contraction(spec)
+        compiled = compile_contraction(spec, target)
         compiled.run(out, lhs, rhs)
         np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
         took = best_time(runner(compiled, out, lhs, rhs))

@@ -40,7 +40,7 @@ class Plan:
     k_split: int = 0
     k_chunk: int = 1
     nc: int = 1
-    workspace: dict[str, int] = field(default_factory=dict)
+    workspace: dict[str, int] = field(default_factory=dict, hash=False)
     workspace_bytes: int = 0
     cycles: float = 0.0
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from llvmlite import ir
 
@@ -352,7 +353,7 @@ class _Writer:
         lanes = p.target.lanes(acc.itemsize)
 
         places = tile_offsets(self.out_rows, p.mr)
-        if places is not None and all(b - a == places[1] for a, b in zip(places, places[1:])):
+        if places is not None and all(b - a == places[1] for a, b in pairwise(places)):
             corner, stride = flat_offset(e, m0, self.out_rows), places[-1] and places[1]
             row_place = lambda i: e.add(corner, e.mul(i, stride))
         else:
@@ -395,7 +396,10 @@ class _Writer:
             e.loop(rows, row)
             return e.add(j, length)
 
-        e.loop_while(0, columns, lambda j: e.const(run(j)))
+        if len(self.out_columns) < 2 and isinstance(columns, int):
+            run(0)
+        else:
+            e.loop_while(0, columns, lambda j: e.const(run(j)))
 
     # Inner product ----------------------------------------------------------------------------------------------
 

@@ -102,6 +102,12 @@ class Emitter:
             return divmod(a, b)
         return self.builder.udiv(a, self.const(b)), self.builder.urem(a, self.const(b))
 
+    def opaque_index(self, value: Index) -> Index:
+        """The same index, closed to LLVM's loop passes: they would spend long on the divisions behind it."""
+        if isinstance(value, int):
+            return value
+        return self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
+
     def minimum(self, a: Index, b: Index) -> Index:
         if isinstance(a, int) and isinstance(b, int):
             return min(a, b)

@@ -173,7 +173,7 @@ def flat_offset(e: Emitter, flat: Index, levels: Sequence[tuple], which: int = 1
         else:
             flat, index = e.divmod(flat, level[0])
         offset = e.add(offset, e.mul(index, level[which]))
-    return offset
+    return e.opaque_index(offset) if len(levels) > 1 else offset
 
 
 def inner_room(e: Emitter, flat: Index, levels: Sequence[tuple]) -> Index | None:
@@ -181,7 +181,7 @@ def inner_room(e: Emitter, flat: Index, levels: Sequence[tuple]) -> Index | None
     if len(levels) < 2:
         return None
     extent = levels[-1][0]
-    return e.sub(extent, e.divmod(flat, extent)[1])
+    return e.opaque_index(e.sub(extent, e.divmod(flat, extent)[1]))
 
 
 def emit_pack(
@@ -218,7 +218,7 @@ def emit_pack(
             if room is not None:
                 length = e.minimum(length, room)
         start = e.at(source, flat_offset(e, flat, rows), types[0])
-        goal = e.at(panel, e.add(e.mul(number, panel_elements), column), types[1])
+        goal = e.at(panel, e.opaque_index(e.add(e.mul(number, panel_elements), column)), types[1])
         if row_step == 1 and limit > 1:
             _pack_contiguous(e, start, goal, depth, length, limit, pitch, types)
         elif depth and depth_step == 1 and limit > 1:
@@ -318,7 +318,7 @@ def _pack_transposed(
 
         def strip(source, goal) -> None:
             def block(row: Index, k: Index) -> None:
-                row, k = e.minimum(row, last_row), e.minimum(k, last_k)
+                row, k = e.opaque_index(e.minimum(row, last_row)), e.opaque_index(e.minimum(k, last_k))
                 corner = e.at(source, e.add(e.mul(row, row_step), k), types[0])
                 lines = [
                     e.load(e.at(corner, i * row_step, types[0]), types[0], types[1], size)

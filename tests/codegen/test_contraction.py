@@ -261,10 +261,10 @@ def some_specs():
     for index in (0, 1, 2, 5):
         case = CONVS[index]
         y_shape, *specs = conv_specs(case, np.float32)
-        for spec, lhs, rhs, out in zip(
-            specs, (case[1], case[1], y_shape), (case[0], y_shape, case[0]), (y_shape, case[0], case[1])
-        ):
-            yield spec, lhs, rhs, out
+        x_shape, w_shape = case[:2]
+        yield from zip(
+            specs, (w_shape, w_shape, y_shape), (x_shape, y_shape, x_shape), (y_shape, x_shape, w_shape)
+        )
 
 
 @pytest.mark.parametrize("index", range(16))

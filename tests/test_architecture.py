@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...] | set[str]] = [
     ("codegen",),
     ("passes",),
     ("runtime",),
-    {"api", "vectorize", "autodiff", "numpy", "random", "lax"},
+    {"api", "vectorize", "autodiff", "numpy", "special", "random", "lax"},
     ("__init__",),
     ("testing",),
 ]
@@ -53,7 +53,7 @@ LAZY = {
 }
 
 # The modules of fgrad that users import by name, apart from what fgrad/__init__.py exports.
-PUBLIC_MODULES = {"array", "numpy", "random", "lax", "tree", "errors", "dtypes", "testing"}
+PUBLIC_MODULES = {"array", "numpy", "special", "random", "lax", "tree", "errors", "dtypes", "testing"}
 
 LONGEST_FILE = 500
 

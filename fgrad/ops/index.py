@@ -224,10 +224,11 @@ def _product_of_others(x: Array, updates: Array, idx: Sequence[Array], axes: Int
     one, none = full_like(updates, 1), full_like(updates, 0)
     zero = eq(updates, none)
     nonzero = select(zero, one, updates)
-    product = gather(scatter(x, nonzero, idx, axes, "mul"), idx, axes)
+    whole = gather(scatter(x, updates, idx, axes, "mul"), idx, axes)
+    without_zeros = gather(scatter(x, nonzero, idx, axes, "mul"), idx, axes)
     zeros = gather(scatter(full_like(x, 0), convert(zero, x.dtype), idx, axes, "add"), idx, axes)
-    other_zeros = select(zero, add(zeros, full_like(zeros, -1)), zeros)
-    return select(gt(other_zeros, full_like(zeros, 0.5)), none, div(product, nonzero))
+    only_zero = select(gt(zeros, full_like(zeros, 1.5)), none, without_zeros)
+    return select(zero, only_zero, div(whole, nonzero))
 
 
 def _scatter_transpose(

@@ -24,8 +24,8 @@ from fgrad.trace import bind
 
 Rule = Callable[..., Any]
 
-_REAL: frozenset[np.dtype] = frozenset({dtypes.float32, dtypes.float64})
-_ANY: frozenset[np.dtype] = frozenset({*_REAL, *dtypes.COMPLEX})
+_REAL: frozenset[Any] = frozenset({dtypes.float32, dtypes.float64})
+_ANY: frozenset[Any] = _REAL | dtypes.COMPLEX
 
 
 # ------------------------------------------------------------------------------------------------ helpers of the rules
@@ -90,7 +90,7 @@ def _reciprocal_or_zero(x: Array) -> Array:
 # ------------------------------------------------------------------------------------------------ helpers of the records
 
 
-def _check(name: str, x: Type, square: bool = True, accepts: frozenset[np.dtype] = _REAL) -> None:
+def _check(name: str, x: Type, square: bool = True, accepts: frozenset[Any] = _REAL) -> None:
     if x.dtype not in accepts:
         kinds = "float32 or float64" if accepts is _REAL else "float32, float64 or complex"
         raise FgradTypeError(
@@ -213,7 +213,7 @@ def _triangular_transpose(
     return None, triangular_solve(a, cts[0], lower, not transpose_a, unit_diagonal)
 
 
-def _square_type(name: str, accepts: frozenset[np.dtype]) -> Rule:
+def _square_type(name: str, accepts: frozenset[Any]) -> Rule:
     def type_rule(a: Type) -> Type:
         _check(name, a, accepts=accepts)
         return a

@@ -28,17 +28,13 @@ __all__ = [
     "dot_general",
     "dynamic_slice",
     "dynamic_update_slice",
-    "erf",
-    "erfinv",
     "gather",
     "iota",
-    "lgamma",
     "max_pool",
     "max_pool_with_offset",
     "reciprocal",
     "rsqrt",
     "scatter",
-    "sigmoid",
     "stop_gradient",
     "sum_pool",
 ]
@@ -321,12 +317,6 @@ def _inexact(name: str, op: Any, doc: str) -> Any:
 
 rsqrt = _inexact("rsqrt", transcendental.rsqrt, "1 / sqrt(x).")
 reciprocal = _inexact("reciprocal", elementwise.reciprocal, "1 / x.")
-sigmoid = _inexact("sigmoid", transcendental.sigmoid, "1 / (1 + exp(-x)), without overflow.")
-erf = _inexact("erf", transcendental.erf, "The error function.")
-erfinv = _inexact("erfinv", transcendental.erfinv, "The inverse of the error function.")
-lgamma = _inexact(
-    "lgamma", transcendental.lgamma, "The logarithm of the absolute value of the gamma function."
-)
 
 
 def stop_gradient(x: Any) -> Array:

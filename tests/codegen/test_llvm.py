@@ -105,11 +105,18 @@ def test_softmax_rows(rng, width, dtype, tolerance):
     x = rng.normal(size=(9, width)).astype(dtype) * 5
     (got,) = run(softmax_kernel(9, width, dtype), x)
     e = np.exp(x - x.max(1, keepdims=True))
-    np.testing.assert_allclose(got.reshape(x.shape), e / e.sum(1, keepdims=True), rtol=tolerance * 10, atol=tolerance)
+    np.testing.assert_allclose(
+        got.reshape(x.shape), e / e.sum(1, keepdims=True), rtol=tolerance * 10, atol=tolerance
+    )
 
 
 def reduce_kernel(update, init, extent, dtype):
-    out, x, j, acc = Buffer("out", dtype, 1, "out"), Buffer("x", dtype, extent), LoopVar("j", extent), Acc("a", dtype)
+    out, x, j, acc = (
+        Buffer("out", dtype, 1, "out"),
+        Buffer("x", dtype, extent),
+        LoopVar("j", extent),
+        Acc("a", dtype),
+    )
     body = [
         Init(acc, Const(init, dtype)),
         Loop(j, [Update(acc, update, Load(x, j))], "vector"),
@@ -148,7 +155,9 @@ def test_extremes_propagate_nan(rng, update, at):
     assert np.isnan(got[0])
 
 
-@pytest.mark.parametrize("update, init, reference", [("bitwise_and", True, np.all), ("bitwise_or", False, np.any)])
+@pytest.mark.parametrize(
+    "update, init, reference", [("bitwise_and", True, np.all), ("bitwise_or", False, np.any)]
+)
 def test_bool_reductions(update, init, reference):
     for x in (np.zeros(50, bool), np.ones(50, bool), np.arange(50) == 49):
         (got,) = run(reduce_kernel(update, init, 50, BOOL), x)
@@ -158,7 +167,9 @@ def test_bool_reductions(update, init, reference):
 def test_bfloat16_elements_are_rounded_as_ml_dtypes_rounds_them(rng):
     kind, n = dtypes.bfloat16, 45
     x, out, i = Buffer("x", kind, n), Buffer("out", kind, n, "out"), LoopVar("i", n)
-    kernel = Kernel("square", (out, x), [Loop(i, [Store(out, i, op("mul", Load(x, i), Load(x, i)))], "vector")])
+    kernel = Kernel(
+        "square", (out, x), [Loop(i, [Store(out, i, op("mul", Load(x, i), Load(x, i)))], "vector")]
+    )
     a = rng.normal(size=n).astype(ml_dtypes.bfloat16)
     (got,) = run(kernel, a)
     assert got.dtype == kind

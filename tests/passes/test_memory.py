@@ -102,7 +102,12 @@ def test_two_results_do_not_share_one_operand():
 
 def test_a_loop_keeps_what_it_reads_from_outside_and_what_it_carries():
     x, y = buf("x", 10, "input"), buf("y", 10, "output")
-    outside, carried, scratch, late = buf("outside", 10), buf("carried", 10), buf("scratch", 10), buf("late", 10)
+    outside, carried, scratch, late = (
+        buf("outside", 10),
+        buf("carried", 10),
+        buf("scratch", 10),
+        buf("late", 10),
+    )
     body = Block([step([scratch], [outside, carried]), step([late], [scratch]), CopyStep(carried, late)])
     p = program(
         [step([outside], [x]), step([carried], [x]), ForStep(3, body, ()), step([y], [carried])], [x], [y]
@@ -140,7 +145,9 @@ def test_rows_written_by_a_moving_view_stay_for_the_whole_loop():
 def test_while_keeps_its_predicate_until_it_is_read():
     pred, carried, t = buf("pred", 1, dtype=dtypes.bool_), buf("carried", 16), buf("t", 16)
     y = buf("y", 16, "output")
-    loop = WhileStep(Block([step([pred], [carried])]), pred, Block([step([t], [carried]), CopyStep(carried, t)]))
+    loop = WhileStep(
+        Block([step([pred], [carried])]), pred, Block([step([t], [carried]), CopyStep(carried, t)])
+    )
     p = program([step([carried], []), loop, CopyStep(y, carried)], [], [y])
     plan_memory(p)
     check_plan(p)
@@ -206,7 +213,9 @@ def random_programs(draw):
 
     def a_step(pool):
         written = draw(st.sampled_from(pool))
-        reads = [b for b in draw(st.lists(st.sampled_from(pool), max_size=3, unique=True)) if b is not written]
+        reads = [
+            b for b in draw(st.lists(st.sampled_from(pool), max_size=3, unique=True)) if b is not written
+        ]
         pairs = [(written, r) for r in reads if r.nbytes == written.nbytes][: draw(st.integers(0, 1))]
         return step([written], reads, pairs)
 

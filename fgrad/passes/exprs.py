@@ -125,6 +125,8 @@ class Builder:
     def within(self, i: Expr, low: int, high: int) -> Expr:
         """low <= i < high as a bool; constant where the range of `i` decides."""
         bounds = loops.index_range(i)
+        if bounds is not None and (bounds[1] < low or bounds[0] >= high):
+            return self.const(False, dtypes.bool_)
         ok = self.const(True, dtypes.bool_)
         if bounds is None or bounds[0] < low:
             ok = self.op("ge", i, self.const(low, dtypes.int64))

@@ -24,7 +24,8 @@ View = tuple[Buf, int, tuple[int, ...]]
 
 class Lazy:
     """`at(indices, mask)`: the element there; where `mask` (bool expression) is false any value may come back, but nothing
-    outside a buffer is read. `splits` factors each dimension as the computation prefers to iterate it (row-major).
+    outside a buffer is read. `splits` factors each dimension as the computation prefers to iterate it (row-major);
+    factors of 5 and 2 for a size of 11 mean a peeled dimension: 5 times 2, and the rest apart.
     `eqns` are the equations that evaluating it performs; `view` the buffer, offset and strides (in elements) of which the
     value is a mere relabelling, if it is one; `buf` the buffer that holds it in row-major order."""
 
@@ -60,11 +61,16 @@ class Lazy:
         return known[2]
 
 
+def whole(size: int, factors: tuple[int, ...]) -> tuple[int, ...]:
+    """`factors` if they make up the whole dimension; of a peeled one (the factors cover its head only) the plain size."""
+    return factors if math.prod(factors) == size else (size,)
+
+
 def cut_points(shape: Sequence[int], splits: Splits) -> set[int]:
     """Where the factors fall in the flat row-major index: the products of all factors to the right of each cut."""
     cuts, product = {1}, 1
-    for factors in reversed(splits):
-        for f in reversed(factors):
+    for size, factors in zip(reversed(shape), reversed(splits)):
+        for f in reversed(whole(size, factors)):
             product *= f
             cuts.add(product)
     return cuts

@@ -155,10 +155,10 @@ def _covering_window(
 
 
 def _gradient_splits(eqn: Eqn, shape: Sequence[int]) -> Any:
-    """Iterate (window, tap) where that is exact, so that no division is left."""
+    """Iterate (window, tap), what no window covers apart, so that no division is left."""
     splits: list[tuple[int, ...]] = [(shape[0],), (shape[1],)]
     for n, s, (lo, _) in zip(shape[2:], eqn.params["strides"], eqn.params["padding"], strict=True):
-        splits.append((n // s, s) if s > 1 and n % s == 0 and lo == 0 and n > s else (n,))
+        splits.append((n // s, s) if s > 1 and lo == 0 and n > s else (n,))
     return tuple(splits)
 
 

@@ -6,6 +6,8 @@ they share: reading and realizing values, new buffers, checks, and the rule for 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,7 @@ from fgrad.codegen.loops import Buffer, Expr, Kernel, LoopVar
 from fgrad.codegen.program import Block, Buf, CopyStep, HostStep, KernelStep, Step
 from fgrad.ir import Atom, Eqn, Graph, Literal, Var
 from fgrad.passes.exprs import Builder
-from fgrad.passes.lazy import Lazy, Stage
+from fgrad.passes.lazy import Lazy, Splits, Stage, whole
 
 Rule = Callable[["Lowering", Eqn], None]
 
@@ -174,13 +176,13 @@ class Lowering:
             return buf
         return Buf(self.shared.name(), tuple(shape), buf.dtype, "view", base=buf)
 
-    def of_buf(self, buf: Buf) -> Lazy:
+    def of_buf(self, buf: Buf, splits: Splits | None = None) -> Lazy:
         buffer, shape, b = self.shared.buffer(buf), buf.shape, self.b
 
         def at(idx: tuple[Expr, ...], mask: Expr | None) -> Expr:
             return b.load(buffer, b.ravel(idx, shape), mask)
 
-        return Lazy(shape, buf.dtype, at, buf=buf, view=(buf, 0, row_major(shape)))
+        return Lazy(shape, buf.dtype, at, splits=splits, buf=buf, view=(buf, 0, row_major(shape)))
 
     def of_literal(self, literal: Literal) -> Lazy:
         const = self.b.const(literal.value, literal.type.dtype)
@@ -197,24 +199,37 @@ class Lowering:
 
     def loop_vars(self, value: Lazy) -> tuple[list[list[LoopVar]], tuple[Expr, ...]]:
         """Fresh loop variables over the elements of `value`, grouped by dimension, and the index of each dimension."""
+        return self._box(
+            [(whole(n, factors), 0) for n, factors in zip(value.shape, value.splits, strict=True)]
+        )
+
+    def _box(
+        self, sides: Sequence[tuple[tuple[int, ...], int]]
+    ) -> tuple[list[list[LoopVar]], tuple[Expr, ...]]:
+        """Loop variables for (factors, where it begins) of each dimension."""
         groups: list[list[LoopVar]] = []
         idx: list[Expr] = []
-        for axis, factors in enumerate(value.splits):
+        for axis, (factors, begin) in enumerate(sides):
             shape = [f for f in factors if f != 1]
             loop_vars = [LoopVar(f"i{axis}" + (f"_{n}" if n else ""), f) for n, f in enumerate(shape)]
             groups.append(loop_vars)
-            idx.append(self.b.ravel(loop_vars, shape))
+            idx.append(self.b.add(self.b.ravel(loop_vars, shape), begin))
         return groups, tuple(idx)
 
     def store(self, value: Lazy, buf: Buf, eqns: tuple[Eqn, ...] | None = None) -> None:
         """Compute all of `value` into `buf`."""
         if buf.size == 0:
             return
-        groups, idx = self.loop_vars(value)
-        dims = tuple(v for g in groups for v in g)
-        stage = Stage(dims, len(dims), [(plain(buf), self.b.ravel(idx, value.shape), value.at(idx))])
-        stage.eqns = value.eqns if eqns is None else eqns
-        self.items.append(stage)
+        sides: list[list[tuple[tuple[int, ...], int]]] = []
+        for n, factors in zip(value.shape, value.splits, strict=True):
+            head = math.prod(factors)
+            sides.append([(factors, 0)] if head == n else [(factors, 0), ((n - head,), head)])
+        for box in itertools.product(*sides):
+            groups, idx = self._box(box)
+            dims = tuple(v for g in groups for v in g)
+            stage = Stage(dims, len(dims), [(plain(buf), self.b.ravel(idx, value.shape), value.at(idx))])
+            stage.eqns = value.eqns if eqns is None else eqns
+            self.items.append(stage)
 
     def store_at(self, value: Lazy, buf: Buf, axis: int, begin: int, eqns: tuple[Eqn, ...]) -> None:
         """Compute `value` into the part of `buf` that starts at `begin` along `axis`."""
@@ -233,7 +248,10 @@ class Lowering:
             return value
         buf = buf if buf is not None else self.new_buf(value.shape, value.dtype)
         self.store(value, buf)
-        return self.of_buf(buf)
+        splits = tuple(whole(n, factors) for n, factors in zip(value.shape, value.splits, strict=True))
+        return self.of_buf(
+            buf, splits
+        )  # iterated the same way, its readers can join the kernel that makes it
 
     def atom_buf(self, atom: Atom) -> Buf:
         """A buffer that holds `atom`, for steps that are not loop nests."""

@@ -130,7 +130,7 @@ def unroll_small(b: Builder, body: list[Stmt]) -> list[Stmt]:
             if len(inner) == 1 and isinstance(inner[0], Loop):
                 last = inner[0]
                 small = last.kind == "vector" and last.var.extent <= LARGEST_UNROLL < s.var.extent
-                if small and all(isinstance(t, Store) for t in last.body):
+                if small and all(isinstance(t, (Store, Update)) for t in last.body):
                     copies: list[Stmt] = []
                     for k in range(last.var.extent):
                         copies.extend(replace_vars(b, last.body, {last.var: loops.const_index(k)}))

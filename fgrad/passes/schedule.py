@@ -143,47 +143,37 @@ def _name(group: Group, eqns: Sequence[Eqn]) -> str:
 
 
 def in_place_pairs(kernel: Kernel, args: Sequence[Buf]) -> tuple[tuple[Buf, Buf], ...]:
-    """(written, read) buffers that may be the same memory: each element read is read before, at the same index, in the loop
-    iteration that writes it."""
-    place: dict[Buffer, tuple[int, Expr, int]] = {}  # written buffer -> loop, index, statement number
-    reads: dict[Buffer, tuple[int, Expr, int] | None] = {}
-    writers: dict[Buffer, int] = {}
+    """(written, read) buffers that may be the same memory: each element that is written is read only before, at the same
+    index, inside the loop iteration that writes it."""
+    stores: dict[Buffer, list[tuple[tuple[int, ...], Expr, int]]] = {}
+    reads: dict[Buffer, list[tuple[tuple[int, ...], Expr, int]]] = {}
     number = 0
 
-    def visit(body: Sequence[Stmt], loop: int) -> None:
+    def visit(body: Sequence[Stmt], path: tuple[int, ...]) -> None:
         nonlocal number
-        seen: set[int] = set()
+        seen: set[int] = set()  # a value used again in the same body is not loaded again
         for s in body:
             number += 1
             if isinstance(s, Loop):
-                visit(s.body, number)
+                visit(s.body, (*path, number))
                 continue
             for ld in loads(loops.expressions(s)):
-                if id(ld) in seen:
-                    continue
-                seen.add(id(ld))
-                here = (loop, ld.index, number)
-                known = reads.get(ld.buffer, here)
-                same = known is not None and known[0] == loop and known[1] is ld.index
-                reads[ld.buffer] = here if same else None
+                if id(ld) not in seen:
+                    seen.add(id(ld))
+                    reads.setdefault(ld.buffer, []).append((path, ld.index, number))
             if isinstance(s, Store):
-                writers[s.buffer] = writers.get(s.buffer, 0) + 1
-                place[s.buffer] = (loop, s.index, number)
+                stores.setdefault(s.buffer, []).append((path, s.index, number))
 
-    visit(kernel.body, 0)
+    visit(kernel.body, ())
     bound = dict(zip(kernel.buffers, args, strict=True))
     pairs = []
-    for out, (loop, index, at) in place.items():
-        if writers[out] != 1 or out.role != "out":
+    for out, where in stores.items():
+        if len(where) != 1 or out.role != "out":
             continue
-        for source, read in reads.items():
-            if (
-                source.role != "in"
-                or read is None
-                or source.size != out.size
-                or source.dtype.itemsize != out.dtype.itemsize
-            ):
+        ((path, index, at),) = where
+        for source, used in reads.items():
+            if source.role != "in" or source.size != out.size or source.dtype.itemsize != out.dtype.itemsize:
                 continue
-            if read[0] == loop and read[1] is index and read[2] <= at:
+            if all(p[: len(path)] == path and i is index and n <= at for p, i, n in used):
                 pairs.append((bound[out], bound[source]))
     return tuple(pairs)

@@ -171,11 +171,24 @@ def _transpose(s: _State, e: Eqn) -> Result:
     if inner is not None:
         both = tuple(inner.params["perm"][p] for p in perm)
         return inner.inputs[0] if both == tuple(range(len(both))) else (e.prim, inner.inputs, {"perm": both})
+    product = s.made_by(x, "dot_general")
+    if product is not None:
+        return _swapped_product(product, perm)
     wide = s.made_by(x, "broadcast")
     if wide is not None:
         axes = tuple(perm.index(a) for a in wide.params["axes"])
         return wide.prim, wide.inputs, {"shape": e.outputs[0].type.shape, "axes": axes}
     return None
+
+
+def _swapped_product(e: Eqn, perm: tuple[int, ...]) -> Result:
+    """(a . b) with its free dimensions exchanged is b . a: the product is written in the order in which it is read."""
+    (a, b), ((ca, cb), (ba, bb)) = e.inputs, e.params["dims"]
+    batch, free_a = len(ba), len(a.type.shape) - len(ca) - len(ba)
+    rank = len(perm)
+    if perm != (*range(batch), *range(batch + free_a, rank), *range(batch, batch + free_a)):
+        return None
+    return e.prim, (b, a), {"dims": ((cb, ca), (bb, ba))}
 
 
 @_rule("broadcast")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fgrad.codegen.program import ContractStep, ForStep, SwitchStep, WhileStep
+from fgrad.codegen.python_source import python_source
 from fgrad.errors import FgradIndexError
 from fgrad.ir import REGISTRY, Graph, Literal
 from fgrad.passes import compile_graph
@@ -74,7 +75,6 @@ def test_pool_put_and_relu_gradient_are_one_kernel_without_divisions():
         "select", b("gt", z, b.like(0.0, z)), b(h.pool_put, g, offset, spatial=(12, 12), **p), b.like(0.0, z)
     )
     (kernel,) = h.kernels(h.run(b.graph(dz)))
-    from fgrad.codegen.python_source import python_source
 
     assert "floordiv" not in python_source(kernel) and "remainder" not in python_source(kernel)
 

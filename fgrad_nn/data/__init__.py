@@ -1,8 +1,25 @@
-"""Data sets."""
+"""Data sets, batches of them, and what is done to the images of a batch."""
 
 from fgrad_nn.data.datasets import CIFAR10, MNIST, Digits, FashionMNIST, ImageDataset
 from fgrad_nn.data.download import data_root
 from fgrad_nn.data.errors import DataError
 from fgrad_nn.data.formats import read_idx
+from fgrad_nn.data.loader import DataLoader
+from fgrad_nn.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToFloat
 
-__all__ = ["CIFAR10", "MNIST", "DataError", "Digits", "FashionMNIST", "ImageDataset", "data_root", "read_idx"]
+__all__ = [
+    "CIFAR10",
+    "Compose",
+    "DataError",
+    "DataLoader",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataset",
+    "MNIST",
+    "Normalize",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "ToFloat",
+    "data_root",
+    "read_idx",
+]

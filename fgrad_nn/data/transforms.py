@@ -1,0 +1,177 @@
+"""Changes to whole batches of images, made to be compiled.
+
+A transform is a frozen description; calling it is a pure function of a batch ``(N, C, H, W)`` and, for the random ones, of a
+key. `DataLoader` compiles whatever it is given (a `Compose` of these, or a function of one's own) into one program, so that
+a batch is read once as bytes and written once as what the network takes.
+
+>>> augment = Compose([RandomCrop(32, padding=4), RandomHorizontalFlip(), ToFloat(), Normalize(0.5, 0.5)])
+>>> augment(images, key)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fgrad.numpy as fnp
+from fgrad import random
+from fgrad.array import Array
+from fgrad.dtypes import canonical
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Transforms one after the other; each random one gets a key of its own."""
+
+    transforms: Sequence[Callable[..., Any]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+        for transform in self.transforms:
+            if not callable(transform):
+                problem = f"{describe(transform)} is not a transform"
+                raise FgradTypeError(message("Compose", problem, "give instances: Compose([ToFloat(), …])"))
+            if isinstance(transform, type):
+                problem = f"{transform.__name__} is a class"
+                fix = f"give an instance of it: {transform.__name__}(…)"
+                raise FgradTypeError(message("Compose", problem, fix))
+
+    @property
+    def takes_key(self) -> bool:
+        return any(map(takes_key, self.transforms))
+
+    def __call__(self, images: Any, key: Array | None = None) -> Any:
+        for i, transform in enumerate(self.transforms):
+            if takes_key(transform):
+                # By position, so that adding a transform at the end changes nothing for those before it.
+                images = transform(images, None if key is None else random.fold_in(key, i))
+            else:
+                images = transform(images)
+        return images
+
+
+def takes_key(transform: Callable[..., Any]) -> bool:
+    """Whether a transform draws random numbers: it says so itself, or has a parameter named ``key``."""
+    said = getattr(transform, "takes_key", None)
+    return "key" in inspect.signature(transform).parameters if said is None else bool(said)
+
+
+@dataclass(frozen=True)
+class ToFloat:
+    """Integers scaled from 0 … their largest value to 0 … 1 (uint8: divided by 255); floats only change dtype."""
+
+    dtype: Any = "float32"
+
+    def __call__(self, images: Any) -> Array:
+        x, dtype = _batch("ToFloat", images), canonical(self.dtype)
+        if x.dtype.kind not in "ui":
+            return x.astype(dtype)
+        return x.astype(dtype) / fnp.asarray(fnp.iinfo(x.dtype).max, dtype)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """``(x - mean) / std`` with one mean and one std for all channels, or one for each."""
+
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            value = float(value) if isinstance(value, (int, float)) else tuple(map(float, value))
+            object.__setattr__(self, name, value)
+        if 0.0 in (self.std if isinstance(self.std, tuple) else (self.std,)):
+            raise FgradValueError(message("Normalize", f"std {self.std} would divide by zero"))
+
+    def __call__(self, images: Any) -> Array:
+        x = _batch("Normalize", images)
+        if x.dtype.kind not in "fV":  # V: bfloat16
+            raise FgradTypeError(
+                message("Normalize", f"{x.type} is not floating point", "put ToFloat() before it")
+            )
+        return (x - self._for_channels("mean", x)) / self._for_channels("std", x)
+
+    def _for_channels(self, name: str, x: Array) -> Any:
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return value
+        if x.ndim < 3 or len(value) != x.shape[-3]:
+            problem = f"{len(value)} numbers in {name} for images of shape {x.shape}"
+            raise FgradValueError(
+                message("Normalize", problem, "give one for each channel (the third axis from the end)")
+            )
+        return fnp.asarray(value, x.dtype).reshape(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A window of ``size`` (one number, or height and width) at a place drawn for each image.
+
+    The images are first enlarged by ``padding`` pixels of value ``fill`` on all four sides.
+    """
+
+    size: int | tuple[int, int]
+    padding: int = 0
+    fill: float = 0
+
+    def __call__(self, images: Any, key: Array | None = None) -> Array:
+        x, key = _batch("RandomCrop", images, axes=4), _key("RandomCrop", key)
+        n, _, *whole = x.shape
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        room = [full + 2 * self.padding - part for full, part in zip(whole, size, strict=True)]
+        if min(room) < 0:
+            problem = f"a window of {size} does not fit images of {tuple(whole)} with padding {self.padding}"
+            raise FgradValueError(message("RandomCrop", problem, "take a smaller size, or more padding"))
+        # Where each window begins in the image without padding: from -padding on.
+        starts = [
+            random.randint(k, (n, 1), 0, r + 1, "int64") - self.padding
+            for k, r in zip(random.split(key), room, strict=True)
+        ]
+        rows, columns = (start + fnp.arange(part)[None] for start, part in zip(starts, size, strict=True))
+        # A pixel outside the image is read from the edge and then replaced, so no padded copy is made.
+        inside = _within(rows, whole[0])[:, None, :, None] & _within(columns, whole[1])[:, None, None, :]
+        rows, columns = rows.clip(0, whole[0] - 1), columns.clip(0, whole[1] - 1)
+        image = fnp.arange(n)[:, None, None, None]
+        channel = fnp.arange(x.shape[1])[None, :, None, None]
+        window = x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        return window if self.padding == 0 else fnp.where(inside, window, fnp.asarray(self.fill, x.dtype))
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Each image mirrored left to right with probability ``p``."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise FgradValueError(message("RandomHorizontalFlip", f"p={self.p} is not a probability"))
+
+    def __call__(self, images: Any, key: Array | None = None) -> Array:
+        x, key = _batch("RandomHorizontalFlip", images, axes=4), _key("RandomHorizontalFlip", key)
+        mirrored = random.bernoulli(key, self.p, (x.shape[0], 1, 1, 1))
+        return fnp.where(mirrored, x[..., ::-1], x)
+
+
+def _within(index: Array, length: int) -> Array:
+    return (index >= 0) & (index < length)
+
+
+def _batch(call: str, images: Any, axes: int | None = None) -> Array:
+    x = fnp.asarray(images)
+    if axes is not None and x.ndim != axes:
+        problem = f"takes a batch of images (N, C, H, W), got {x.type}"
+        fix = "add the batch axis with images[None]" if x.ndim == axes - 1 else ""
+        raise FgradTypeError(message(call, problem, fix))
+    return x
+
+
+def _key(call: str, key: Array | None) -> Array:
+    if key is None:
+        fix = "call transform(images, key), or give key= to the DataLoader"
+        raise FgradTypeError(message(call, "draws random numbers and got no key", fix))
+    return key

@@ -1,0 +1,212 @@
+"""The data loader: what it gives, that it gives it again, and that its thread never outlives its use."""
+
+import gc
+import threading
+import time
+import traceback
+
+import numpy as np
+import pytest
+
+import fgrad
+from fgrad import random
+from fgrad_nn.data import Compose, DataLoader, RandomCrop, RandomHorizontalFlip, ToFloat
+from fgrad_nn.data.loader import ahead
+
+DEPTHS = pytest.mark.parametrize("prefetch", [0, 1, 3])
+
+
+@pytest.fixture
+def data(rng):
+    return rng.integers(0, 256, (23, 1, 4, 4), np.uint8), np.arange(23)
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left():
+    yield
+    deadline = time.monotonic() + 10
+    while any(t.name == "fgrad DataLoader" for t in threading.enumerate()):
+        assert time.monotonic() < deadline, "a thread of the loader is still running"
+        time.sleep(0.01)
+
+
+def collect(batches):
+    xs, ys = zip(*[(np.asarray(x), np.asarray(y)) for x, y in batches])
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+@DEPTHS
+@pytest.mark.parametrize("drop_last, lengths", [(False, [5, 5, 5, 5, 3]), (True, [5, 5, 5, 5])])
+def test_in_order(data, prefetch, drop_last, lengths):
+    images, labels = data
+    loader = DataLoader(data, 5, drop_last=drop_last, prefetch=prefetch)
+    batches = list(loader)
+    assert len(loader) == len(batches) == len(lengths)
+    assert [len(x) for x, _ in batches] == [len(y) for _, y in batches] == lengths
+    assert all(isinstance(x, fgrad.Array) and isinstance(y, fgrad.Array) for x, y in batches)
+    x, y = collect(batches)
+    np.testing.assert_array_equal(x, images[: sum(lengths)])
+    np.testing.assert_array_equal(y, labels[: sum(lengths)])
+    assert x.dtype == np.uint8 and y.dtype == np.int64
+
+
+@DEPTHS
+def test_shuffled_epochs_differ_and_repeat(data, prefetch):
+    images, labels = data
+    loader = DataLoader(data, 4, shuffle=True, key=random.key(7), prefetch=prefetch)
+    epochs = [collect(loader) for _ in range(3)]
+    for x, y in epochs:
+        assert sorted(y) == list(labels)
+        np.testing.assert_array_equal(x, images[y])  # images and labels stay together
+    assert len({tuple(y) for _, y in epochs}) == 3
+    again = DataLoader(data, 4, shuffle=True, key=random.key(7), prefetch=0)
+    np.testing.assert_array_equal(collect(again.batches(2))[1], epochs[2][1])
+    again.epoch = 1
+    np.testing.assert_array_equal(collect(again)[1], epochs[1][1])
+    assert again.epoch == 2
+    other = DataLoader(data, 4, shuffle=True, key=random.key(8))
+    assert (collect(other)[1] != epochs[0][1]).any()
+
+
+@DEPTHS
+def test_transformed_by_one_program(data, prefetch):
+    images, _ = data
+    calls = []
+
+    def transform(x):
+        calls.append(x.shape)
+        return ToFloat()(x) * 2
+
+    loader = DataLoader(data, 5, shuffle=True, key=random.key(0), transform=transform, prefetch=prefetch)
+    for _ in range(2):
+        x, y = collect(loader)
+        np.testing.assert_allclose(x, images[y] / np.float32(255) * 2, rtol=1e-6)
+    assert calls == [(5, 1, 4, 4), (3, 1, 4, 4)]  # traced once for each shape
+
+
+def test_random_transforms_draw_anew_for_each_batch_and_epoch(data):
+    same = np.broadcast_to(data[0][:1], data[0].shape), data[1]
+    transform = Compose([RandomCrop(4, padding=4), RandomHorizontalFlip(), ToFloat()])
+    loader = DataLoader(same, 5, key=random.key(0), transform=transform, drop_last=True)
+    first, second = (np.stack([np.asarray(x) for x, _ in loader]) for _ in range(2))
+    assert len({batch.tobytes() for batch in [*first, *second]}) == 8
+    inline = DataLoader(same, 5, key=random.key(0), transform=transform, drop_last=True, prefetch=0)
+    np.testing.assert_array_equal(first, np.stack([np.asarray(x) for x, _ in inline]))
+
+
+def test_batches_do_not_change_with_the_data(data):
+    images, labels = (part.copy() for part in data)
+    (x, y), *_ = DataLoader((images, labels), 5, prefetch=0)
+    images[:], labels[:] = 0, 0
+    np.testing.assert_array_equal(x, data[0][:5])
+    np.testing.assert_array_equal(y, data[1][:5])
+
+
+def test_batches_kept_by_the_caller_stay_as_they_were(data):
+    """The memory of a program's results is used again, but only once nobody holds them."""
+    loader = DataLoader(data, 1, transform=ToFloat(), prefetch=2)
+    kept = [x for x, _ in loader]
+    np.testing.assert_allclose(np.concatenate(kept), data[0] / np.float32(255), rtol=1e-6)
+
+
+def test_data_sets_and_odd_sizes(data):
+    class Pictures:
+        images, labels = data
+
+    assert len(DataLoader(Pictures(), 23)) == 1
+    assert len(DataLoader(Pictures(), 100)) == 1
+    assert len(DataLoader(Pictures(), 100, drop_last=True)) == 0
+    assert list(DataLoader(Pictures(), 100, drop_last=True)) == []
+    assert list(DataLoader((np.zeros((0, 1, 2, 2)), np.zeros(0, int)), 3)) == []
+
+
+@DEPTHS
+def test_abandoned_iteration(data, prefetch):
+    loader = DataLoader(data, 2, shuffle=True, key=random.key(0), prefetch=prefetch)
+    for i, _ in enumerate(loader):
+        if i == 2:
+            break
+    iterator = iter(loader)
+    next(iterator)
+    iterator.close()
+    with pytest.raises(RuntimeError, match="in the step"):
+        for _ in loader:
+            raise RuntimeError("in the step")
+    iter(loader)  # never started
+    del iterator
+    gc.collect()
+
+
+def test_an_abandoned_thread_has_ended_when_the_iterator_is_closed():
+    made = []
+
+    def items():
+        for i in range(1000):
+            made.append(i)
+            yield i
+
+    iterator = ahead(items(), 3)
+    assert next(iterator) == 0
+    iterator.close()
+    assert not any(t.name == "fgrad DataLoader" for t in threading.enumerate())
+    assert len(made) <= 1 + 3 + 1
+
+
+def test_two_iterations_at_once(data):
+    loader = DataLoader(data, 5, shuffle=True, key=random.key(0), transform=ToFloat())
+    pairs = list(zip(loader.batches(0), loader.batches(0)))
+    assert len(pairs) == 5
+    for (x, _), (other, _) in pairs:
+        np.testing.assert_array_equal(x, other)
+
+
+@DEPTHS
+def test_an_error_arrives_where_the_batch_is_awaited(data, prefetch):
+    def transform(x):
+        return broken(x)
+
+    def broken(x):
+        if x.shape[0] == 3:
+            raise ValueError("the last batch is no good")
+        return x
+
+    good = []
+    with pytest.raises(ValueError, match="the last batch is no good") as caught:
+        for x, _ in DataLoader(data, 5, transform=transform, prefetch=prefetch):
+            good.append(x)
+    assert len(good) == 4  # what was made before it is not lost
+    assert "in broken" in "".join(traceback.format_tb(caught.value.__traceback__))
+
+
+def test_gone_with_an_exit_of_the_thread(data):
+    def transform(x):
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        list(DataLoader(data, 5, transform=transform))
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        ({"shuffle": True}, TypeError, r"shuffle=True needs a random key[\s\S]*key=fgrad\.random\.key\(0\)"),
+        (
+            {"transform": RandomHorizontalFlip()},
+            TypeError,
+            r"RandomHorizontalFlip\(p=0\.5\) needs a random key",
+        ),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"prefetch": -1}, ValueError, "prefetch=-1"),
+        (
+            {"data": (np.zeros((3, 1)), np.zeros(4))},
+            ValueError,
+            r"float64\[3,1\] and labels float64\[4\] differ",
+        ),
+        ({"data": np.zeros(3)}, TypeError, "neither a data set nor a pair"),
+        ({"data": (np.zeros(()), np.zeros(()))}, ValueError, "differ in length"),
+    ],
+)
+def test_bad_arguments(data, change, error, text):
+    with pytest.raises(error, match=text) as caught:
+        DataLoader(**{"data": data, "batch_size": 2, **change})
+    assert isinstance(caught.value, fgrad.FgradError) and "test_loader.py" in str(caught.value)

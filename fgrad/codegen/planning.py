@@ -29,7 +29,7 @@ def accumulator(spec: Contraction) -> np.dtype:
     types = (spec.lhs.dtype, spec.rhs.dtype, spec.out.dtype)
     if all(is_floating(t) for t in types):
         return np.dtype(np.float64 if any(t == np.float64 for t in types[:2]) else np.float32)
-    if any(is_floating(t) for t in types) or any(t.kind not in "iub" for t in types):
+    if any(is_floating(t) for t in types) or any(t.kind not in "iub" for t in types) or types[2].kind == "b":
         raise NotImplementedError(
             f"contraction of {types[0]} with {types[1]} into {types[2]} is not supported by the code generator; "
             "convert the operands to one floating or integer type first"
@@ -224,9 +224,10 @@ def _outer(p: Plan) -> Iterator[Candidate]:
                     continue
                 if not rhs_packed and not shape.rows and (not flat_rhs or (ragged_n and not n_overlap)):
                     continue
-                loads = columns * (1.0 if rhs_packed or aligned else 2.0) + 0.5 * mr
+                # Many processors load as many vectors in a cycle as they multiply, and finish a product after eight.
+                loads = columns * (1.0 if rhs_packed or aligned else 1.5) + mr
                 per_k = (
-                    max(mr * columns, loads, 4) + (0.5 if mr * columns < 12 else 0) + 0.05 * (mr + columns)
+                    max(mr * breadth, loads, 8) + (0.5 if mr * columns < 12 else 0) + 0.05 * (mr + columns)
                 )
                 if kc * nr * size > target.l1 // 2:
                     per_k += 0.15 * columns  # the panel comes from the second-level cache
@@ -309,7 +310,7 @@ def _inner(p: Plan) -> Iterator[Candidate]:
                 if n_overlap and (not single or len(n_levels) > 1):
                     continue
                 # Loads of both operands are rarely aligned, so each counts as one and a half.
-                per_step = max(mr * nr, 1.5 * (mr + nr), 4) * speed + 0.5
+                per_step = max(mr * nr, 1.5 * (mr + nr), 8) * speed + 0.5
                 tile = (k // run) * (steps * per_step + 2) + -(-k // kc) * (mr * nr * 2.5 + 15)
                 yield (
                     b * -(-m // mr) * -(-n // nr) * tile,

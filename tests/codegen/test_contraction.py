@@ -19,9 +19,9 @@ from fgrad.codegen.contraction import (
     conv_weight_grad_spec,
     dot_general_spec,
 )
-from fgrad.codegen.planning import candidates, finish
+from fgrad.codegen.planning import candidates, finish, plan
 from fgrad.codegen.standalone import compile_contraction
-from fgrad.codegen.target import host
+from fgrad.codegen.target import describe, host
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 WIDTHS = [16, 32, 64]
@@ -284,11 +284,11 @@ def test_plans_that_were_not_chosen_compute_the_same(index):
         flags = [fields.get(f) for f in ("path", "lhs_packed", "rhs_packed", "m_overlap", "n_overlap")]
         kinds.setdefault((chosen.swapped, len(chosen.spec.batch), *flags), []).append(candidate)
     for group in kinds.values():
-        plan = finish(*group[rng.integers(len(group))])
+        other = finish(*group[rng.integers(len(group))])
         whole, out = guarded(expected.size, np.float32)
-        compile_contraction(spec, target, plan).run(out, lhs, rhs)
-        np.testing.assert_allclose(out, expected, rtol=0, atol=3e-5 * scale, err_msg=str(plan))
-        assert (whole[:64] == 77).all() and (whole[64 + expected.size :] == 77).all(), str(plan)
+        compile_contraction(spec, target, other).run(out, lhs, rhs)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=3e-5 * scale, err_msg=str(other))
+        assert (whole[:64] == 77).all() and (whole[64 + expected.size :] == 77).all(), str(other)
 
 
 def test_empty_batches():
@@ -354,6 +354,29 @@ def test_nan_and_infinity_stay_in_their_rows_and_columns():
     compile_contraction(spec).run(out, lhs, rhs)
     bad = ~np.isfinite(out.reshape(20, 37))
     assert bad[3].all() and bad[:, 36].all() and bad.sum() == 20 + 37 - 1
+
+
+def test_targets():
+    x86 = {"avx2": True, "fma": True, "f16c": True}
+    assert describe("haswell", x86, "x86_64", l1=32768, l2=262144).lanes(4) == 8
+    assert describe("x86-64", {}, "AMD64", l1=32768, l2=262144).lanes(8) == 2
+    neon = describe("apple-m1", {"neon": True}, "arm64", l1=65536, l2=4 << 20)
+    assert (neon.lanes(4), neon.registers, neon.fma, neon.masked_loads) == (4, 32, True, False)
+    wide = describe(
+        "znver4", {f"avx512{x}": True for x in ("f", "vl", "bw", "dq")}, "x86_64", l1=32768, l2=1 << 20
+    )
+    assert wide.with_vector_bytes(32).registers == 16
+    with pytest.raises(ValueError, match="16, 32 or 64"):
+        wide.with_vector_bytes(24)
+
+
+def test_plans_print_what_they_do():
+    spec = conv_specs(CONVS[0], np.float32)[1]
+    text = str(plan(spec, host()))
+    assert "outer" in text and "m=6" in text and "workspace" in text
+    assert plan(spec, host()) == plan(spec, host()) and hash(spec) == hash(
+        conv_specs(CONVS[0], np.float32)[1]
+    )
 
 
 def test_errors_name_the_call():

@@ -82,6 +82,7 @@ def _data_offset() -> int | None:
 
 
 _OFFSET = _data_offset()
+_ndarray = np.ndarray
 _at = ctypes.c_size_t.from_address
 _HAS_REFCOUNTS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -98,24 +99,34 @@ def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
 
 
 class _OutputBuffers:
-    """Memory for one output. `take` gives an array whose memory no other living array looks at."""
+    """Memory for one output: `blocks` of (owner, offset, address) that were handed out before."""
+
+    __slots__ = ("blocks", "dtype", "nbytes", "shape")
 
     def __init__(self, buf: Buf):
         self.shape, self.dtype, self.nbytes = buf.shape, buf.dtype, buf.nbytes
         self.blocks: list[tuple[np.ndarray, int, int]] = []
 
-    def take(self) -> tuple[np.ndarray, int]:
-        for raw, offset, pointer in self.blocks:
-            # References: the tuple, `raw` and the argument. Every view of the memory, of whatever depth, is one more.
-            if sys.getrefcount(raw) == 3:
-                return np.ndarray(self.shape, self.dtype, raw, offset), pointer
+    def more(self) -> tuple[np.ndarray, int, int]:
+        """A new block, kept for later if references can tell when it is free."""
         raw, offset = _aligned(self.nbytes)
-        pointer = data_pointer(raw) + offset
+        block = (raw, offset, data_pointer(raw) + offset)
         if _HAS_REFCOUNTS:
             if len(self.blocks) == _BLOCKS:
                 self.blocks.pop(0)
-            self.blocks.append((raw, offset, pointer))
-        return np.ndarray(self.shape, self.dtype, raw, offset), pointer
+            self.blocks.append(block)
+        return block
+
+
+def _references(blocks: list[tuple[np.ndarray, int, int]]) -> int:
+    """References to an owner that nothing else looks at, counted in a loop such as the one in `Executable._run`."""
+    for block in blocks:
+        return _count(block[0])
+    return 0
+
+
+_count = sys.getrefcount
+_FREE = _references([(np.empty(1, np.uint8), 0, 0)])
 
 
 class _Workspace:
@@ -156,6 +167,7 @@ class Executable:
         self._pack = struct.Struct(f"={self.n_inputs + self.n_outputs}Q").pack_into
         self._pack_at = 8 * self.layout.inputs_at
         self._straight = len(self.items) <= 1 and len(segments) == len(self.items)
+        self._in_types = [(b.dtype, b.shape) for b in program.inputs]
         self._idle: list[_Workspace] = []
         self._donated = sorted(set(program.placed.values()))
 
@@ -167,17 +179,18 @@ class Executable:
                     self.program.name, f"the compiled program takes {self.n_inputs} arrays, got {len(arrays)}"
                 )
             )
-        for n, (array, buf) in enumerate(zip(arrays, self.program.inputs)):
-            if array.dtype != buf.dtype or array.shape != buf.shape:
+        for n, (array, (dtype, shape)) in enumerate(zip(arrays, self._in_types)):
+            if (array.dtype is not dtype and array.dtype != dtype) or array.shape != shape:
                 raise FgradValueError(
                     message(
                         self.program.name,
-                        f"compiled for input {n} of {buf.dtype}{list(buf.shape)}, got {array.dtype}{list(array.shape)}",
+                        f"compiled for input {n} of {dtype}{list(shape)}, got {array.dtype}{list(array.shape)}",
                         "call it with the types that it was compiled for, or compile again",
                     )
                 )
-            if not array.flags.carray and not (array.flags.c_contiguous and array.flags.aligned):
-                arrays[n] = np.ascontiguousarray(array) if array.flags.aligned else array.copy()
+            flags = array.flags
+            if not flags.carray and not (flags.c_contiguous and flags.aligned):
+                arrays[n] = np.ascontiguousarray(array) if flags.aligned else array.copy()
         pointers = [data_pointer(a) for a in arrays]
         if self._donated:
             self._own_donated(arrays, pointers)
@@ -208,16 +221,22 @@ class Executable:
             work = _Workspace(self)
         results: list[Any] = []
         targets: list[int] = []
-        placed = self.program.placed
         for j, buffers in enumerate(work.outputs):
             if buffers is None:
-                i = placed[j]
+                i = self.program.placed[j]
                 results.append(self._as_output(arrays[i], j))
                 targets.append(pointers[i])
+                continue
+            for block in buffers.blocks:
+                if (
+                    _count(block[0]) == _FREE
+                ):  # every view of the memory, of whatever depth, would be one more
+                    break
             else:
-                array, pointer = buffers.take()
-                results.append(array)
-                targets.append(pointer)
+                block = buffers.more()
+            raw, offset, pointer = block
+            results.append(_ndarray(buffers.shape, buffers.dtype, raw, offset))
+            targets.append(pointer)
         self._pack(work.table, self._pack_at, *pointers, *targets)
         if self._straight:
             if self.items:

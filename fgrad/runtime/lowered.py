@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+from fgrad.codegen.cuda_source import cuda_source
 from fgrad.codegen.program import Buf, ContractStep, CopyStep, HostStep, KernelStep, Program, Step, nested_blocks, walk
 from fgrad.codegen.python_source import python_source
 from fgrad.ir import Graph
@@ -121,6 +122,6 @@ def _cuda(step: Step) -> str:
     if not isinstance(step, KernelStep):
         return f"# {type(step).__name__}: not printed for CUDA yet"
     try:
-        raise NotImplementedError('pending')
+        return cuda_source(step.kernel)
     except NotImplementedError as e:
         return f"# {step.kernel.name}: {e}"

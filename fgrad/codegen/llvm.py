@@ -385,8 +385,15 @@ class _KernelEmitter:
         other = scalar.constant(0, e.dtype) if e.other is None else self.find(e.other)
         if e.buffer.size == 0:
             return other
-        safe = b.select(mask, index, I64(0))
-        return b.select(mask, self.read(self.address(e.buffer, safe), e.dtype), other)
+        # A branch, not a clamped index: LLVM makes masked vector loads of it where it would gather otherwise.
+        before = b.block
+        with b.if_then(mask):
+            loaded = self.read(self.address(e.buffer, index), e.dtype)
+            inside = b.block
+        result = b.phi(loaded.type)
+        result.add_incoming(other, before)
+        result.add_incoming(loaded, inside)
+        return result
 
     def read(self, address: ir.Value, dtype: np.dtype) -> ir.Value:
         raw = self.builder.load(address, typ=scalar.memory_type(dtype), align=dtype.itemsize)

@@ -1,12 +1,12 @@
 """fgrad: pure functions of arrays, traced to graphs, transformed, and compiled for the CPU.
 
-    import fgrad
-    import fgrad.numpy as fnp
+import fgrad
+import fgrad.numpy as fnp
 
-    def loss(w, x, y):
-        return fnp.mean((fnp.tanh(x @ w) - y) ** 2)
+def loss(w, x, y):
+    return fnp.mean((fnp.tanh(x @ w) - y) ** 2)
 
-    step = fgrad.jit(fgrad.value_and_grad(loss))
+step = fgrad.jit(fgrad.value_and_grad(loss))
 """
 
 from fgrad import errors, lax, numpy, random, tree

@@ -6,7 +6,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from fgrad.array import Array
-from fgrad.autodiff import grad, hessian, jacfwd, jacrev, jvp, linear_transpose, linearize, value_and_grad, vjp
+from fgrad.autodiff import (
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    linear_transpose,
+    linearize,
+    value_and_grad,
+    vjp,
+)
 from fgrad.control.call import checkpoint
 from fgrad.control.cond import cond, switch
 from fgrad.control.custom import custom_jvp, custom_vjp

@@ -57,19 +57,27 @@ class Array:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise FgradTypeError(message("len", "a 0-dimensional array has no length", "use .size, or .item() for its value"))
+            raise FgradTypeError(
+                message("len", "a 0-dimensional array has no length", "use .size, or .item() for its value")
+            )
         return self.shape[0]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise FgradTypeError(
-            message("x[index] = value", "fgrad arrays are immutable", "write `x = x.at[index].set(value)` (also .add, .mul, .min, .max)")
+            message(
+                "x[index] = value",
+                "fgrad arrays are immutable",
+                "write `x = x.at[index].set(value)` (also .add, .mul, .min, .max)",
+            )
         )
 
     def _in_place(self, *_: Any) -> Any:
         raise NotImplementedError
 
     def __hash__(self) -> int:
-        raise FgradTypeError(message("hash", "arrays are not hashable", "use id(x), or np.asarray(x).tobytes() as a key"))
+        raise FgradTypeError(
+            message("hash", "arrays are not hashable", "use id(x), or np.asarray(x).tobytes() as a key")
+        )
 
 
 class ConcreteArray(Array):
@@ -81,14 +89,20 @@ class ConcreteArray(Array):
         self._data = data
         self.type = Type(data.shape, data.dtype)
         self._ptr: int | None = None  # address of the elements, once known to be contiguous and aligned
-        self._owned = False  # made by a compiled program: nobody else holds the buffer, donation may overwrite it
+        self._owned = (
+            False  # made by a compiled program: nobody else holds the buffer, donation may overwrite it
+        )
 
     @property
     def data(self) -> np.ndarray:
         """The NumPy buffer, for fgrad's own use."""
         if self._data is None:
             raise FgradValueError(
-                message("Array", "this array was donated to a jitted function and no longer has a value", "use the array that the function returned, or drop `donate`")
+                message(
+                    "Array",
+                    "this array was donated to a jitted function and no longer has a value",
+                    "use the array that the function returned, or drop `donate`",
+                )
             )
         return self._data
 
@@ -119,7 +133,9 @@ class ConcreteArray(Array):
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         if self.dtype == dtypes.bfloat16:
-            raise BufferError("NumPy cannot export bfloat16 through DLPack; export x.view('uint16') or x.astype('float32')")
+            raise BufferError(
+                "NumPy cannot export bfloat16 through DLPack; export x.view('uint16') or x.astype('float32')"
+            )
         return self.data.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -180,19 +196,23 @@ def is_scalar(x: Any) -> bool:
     return type(x) in _SCALARS
 
 
-def from_numpy(data: Any) -> ConcreteArray:
+def from_numpy(data: Any, call: str = "asarray") -> ConcreteArray:
     """Wrap a NumPy array without copying it. The caller promises not to write to it any more."""
     data = np.asarray(data)
-    if data.dtype not in dtypes.ALL:
-        raise FgradTypeError(
-            message("asarray", f"dtype {data.dtype} is not supported", "use bool, (u)int8-64, float16, bfloat16, float32, float64, complex64 or complex128")
-        )
     if not data.dtype.isnative:
         data = data.astype(data.dtype.newbyteorder("="))
+    if data.dtype not in dtypes.ALL:
+        raise FgradTypeError(
+            message(
+                call,
+                f"dtype {data.dtype} is not supported",
+                "use bool, (u)int8-64, float16, bfloat16, float32, float64, complex64 or complex128",
+            )
+        )
     return ConcreteArray(data)
 
 
-def concrete(x: Any, dtype: np.dtype | None = None) -> ConcreteArray:
+def concrete(x: Any, dtype: np.dtype | None = None, call: str = "asarray") -> ConcreteArray:
     """A concrete array of a Python scalar, (nested) list or anything with `__array__`.
 
     Python floats become float32 and Python ints int64 unless `dtype` says otherwise; NumPy arrays keep their dtype.
@@ -204,7 +224,7 @@ def concrete(x: Any, dtype: np.dtype | None = None) -> ConcreteArray:
         try:
             return ConcreteArray(np.asarray(x, dtype=wanted))
         except OverflowError:
-            raise FgradValueError(message("asarray", f"the Python integer {x} does not fit {wanted}")) from None
+            raise FgradValueError(message(call, f"the Python integer {x} does not fit {wanted}")) from None
     if isinstance(x, (list, tuple)):
         data = np.asarray(x)
         if dtype is None and data.dtype == np.float64 and not _has_numpy_leaf(x):
@@ -215,7 +235,7 @@ def concrete(x: Any, dtype: np.dtype | None = None) -> ConcreteArray:
         data = np.asarray(x)
     if dtype is not None and data.dtype != dtype:
         data = data.astype(dtype)
-    return from_numpy(data)
+    return from_numpy(data, call)
 
 
 def _has_numpy_leaf(x: Any) -> bool:

@@ -36,21 +36,33 @@ class _Recorded:
         self.call = call
 
         def flat(*tracers: Array) -> Any:
-            for tracer, leaf in zip(tracers, leaves, strict=True):
-                if (kind := weak_kind(leaf)) is not None:
-                    tracer.weak = kind  # type: ignore[attr-defined]
             out = f(*tree.unflatten(self.in_tree, tracers), **kwargs)
             aux = None
             if has_aux:
                 if not (isinstance(out, tuple) and len(out) == 2):
-                    raise FgradTypeError(message(call, f"has_aux=True needs the function to return (value, aux), got {describe(out)}"))
+                    raise FgradTypeError(
+                        message(
+                            call,
+                            f"has_aux=True needs the function to return (value, aux), got {describe(out)}",
+                        )
+                    )
                 out, aux = out
             found, self.out_tree = tree.flatten(out)
             return [as_array(x, call) for x in found], aux
 
-        self.traced: Traced = trace(flat, [x.type for x in self.inputs], self.inputs, what=call, name=getattr(f, "__name__", "f"))
+        self.traced: Traced = trace(
+            flat,
+            [x.type for x in self.inputs],
+            self.inputs,
+            what=call,
+            name=getattr(f, "__name__", "f"),
+            weak=[weak_kind(x) for x in leaves],
+        )
         self.outputs = self.traced.out_values
-        self.aux = tree.map(lambda x: x.value if isinstance(x, Tracer) and x.value is not None and not x.trace.alive else x, self.traced.aux)
+        self.aux = tree.map(
+            lambda x: x.value if isinstance(x, Tracer) and x.value is not None and not x.trace.alive else x,
+            self.traced.aux,
+        )
 
     @property
     def out(self) -> Any:
@@ -82,8 +94,18 @@ class _Derivation:
 def _check_differentiable(arrays: Sequence[Array], call: str) -> None:
     for x in arrays:
         if not dtypes.is_float(x.dtype):
-            hint = "convert it with x.astype('float32')" if not dtypes.is_complex(x.dtype) else "complex derivatives are not supported yet"
-            raise FgradTypeError(message(call, f"cannot differentiate with respect to {x.type}", f"{hint}, or leave it out of argnums"))
+            hint = (
+                "convert it with x.astype('float32')"
+                if not dtypes.is_complex(x.dtype)
+                else "complex derivatives are not supported yet"
+            )
+            raise FgradTypeError(
+                message(
+                    call,
+                    f"cannot differentiate with respect to {x.type}",
+                    f"{hint}, or leave it out of argnums",
+                )
+            )
 
 
 # ------------------------------------------------------------------------------------------------ reverse mode
@@ -101,12 +123,20 @@ def vjp(f: F, *primals: Any, has_aux: bool = False) -> Any:
     def pullback(cotangents: Any) -> Any:
         leaves, structure = tree.flatten(cotangents)
         if structure != rec.out_tree:
-            raise FgradTypeError(message("pullback", f"cotangents have structure {structure}, the output has {rec.out_tree}"))
+            raise FgradTypeError(
+                message("pullback", f"cotangents have structure {structure}, the output has {rec.out_tree}")
+            )
         cts = []
         for i, (c, o) in enumerate(zip(leaves, rec.outputs, strict=True)):
             ct = as_array(c, "pullback", o.dtype if isinstance(c, (int, float)) else None)
             if ct.type != o.type:
-                raise FgradTypeError(message("pullback", f"cotangent {i} is {ct.type}, the output is {o.type}", "give a cotangent of the output's shape and dtype"))
+                raise FgradTypeError(
+                    message(
+                        "pullback",
+                        f"cotangent {i} is {ct.type}, the output is {o.type}",
+                        "give a cotangent of the output's shape and dtype",
+                    )
+                )
             cts.append(ct)
         return tree.unflatten(rec.in_tree, pull(cts))
 
@@ -148,7 +178,13 @@ def value_and_grad(f: F, argnums: int | Sequence[int] = 0, has_aux: bool = False
     def value_and_grad_f(*args: Any, **kwargs: Any) -> Any:
         for p in positions:
             if not -len(args) <= p < len(args):
-                raise FgradValueError(message(call, f"argnums={argnums} with {len(args)} positional arguments", "pass the differentiated arguments by position"))
+                raise FgradValueError(
+                    message(
+                        call,
+                        f"argnums={argnums} with {len(args)} positional arguments",
+                        "pass the differentiated arguments by position",
+                    )
+                )
         chosen = [p % len(args) for p in positions]
 
         def of_chosen(*xs: Any) -> Any:
@@ -163,7 +199,13 @@ def value_and_grad(f: F, argnums: int | Sequence[int] = 0, has_aux: bool = False
         outs = rec.outputs
         if len(outs) != 1 or outs[0].shape != () or not dtypes.is_float(outs[0].dtype):
             got = ", ".join(str(o.type) for o in outs) or "nothing"
-            raise FgradTypeError(message(call, f"the function must return one floating point scalar, it returned {got}", "reduce it with .sum() or .mean(); for several outputs use jacrev or vjp; for a value on the side has_aux=True"))
+            raise FgradTypeError(
+                message(
+                    call,
+                    f"the function must return one floating point scalar, it returned {got}",
+                    "reduce it with .sum() or .mean(); for several outputs use jacrev or vjp; for a value on the side has_aux=True",
+                )
+            )
         grads = tree.unflatten(rec.in_tree, _pullback(rec)([full_like(outs[0], 1)]))
         gradient = grads[0] if single else grads
         value = rec.out
@@ -199,7 +241,9 @@ def linearize(f: F, *primals: Any) -> tuple[Any, F]:
     def f_jvp(*tangents: Any) -> Any:
         leaves, structure = tree.flatten(tuple(tangents))
         if structure != rec.in_tree:
-            raise FgradTypeError(message("jvp", f"tangents have structure {structure}, the primals have {rec.in_tree}"))
+            raise FgradTypeError(
+                message("jvp", f"tangents have structure {structure}, the primals have {rec.in_tree}")
+            )
         return tree.unflatten(rec.out_tree, push([as_array(x, "jvp") for x in leaves]))
 
     return rec.out, f_jvp
@@ -218,7 +262,13 @@ def _pushforward(rec: _Recorded) -> Callable[[Sequence[Array]], list[Array]]:
         for i, (t, x, on) in enumerate(zip(tangents, rec.inputs, active, strict=False)):
             if on:
                 if t.shape != x.shape:
-                    raise FgradTypeError(message("jvp", f"tangent {i} is {t.type}, the primal is {x.type}", "a tangent has its primal's shape and dtype"))
+                    raise FgradTypeError(
+                        message(
+                            "jvp",
+                            f"tangent {i} is {t.type}, the primal is {x.type}",
+                            "a tangent has its primal's shape and dtype",
+                        )
+                    )
                 given.append(as_array(t, "jvp", x.dtype))
         found = iter(derivation(given))
         return [next(found) if on else full_like(o, 0) for o, on in zip(rec.outputs, out_mask, strict=True)]
@@ -233,8 +283,13 @@ def jvp(f: F, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = F
     rec = _Recorded(f, tuple(primals), {}, "jvp", has_aux)
     leaves, structure = tree.flatten(tuple(tangents))
     if structure != rec.in_tree:
-        raise FgradTypeError(message("jvp", f"tangents have structure {structure}, the primals have {rec.in_tree}"))
-    given = [as_array(t, "jvp", x.dtype if isinstance(t, (int, float)) else None) for t, x in zip(leaves, rec.inputs, strict=True)]
+        raise FgradTypeError(
+            message("jvp", f"tangents have structure {structure}, the primals have {rec.in_tree}")
+        )
+    given = [
+        as_array(t, "jvp", x.dtype if isinstance(t, (int, float)) else None)
+        for t, x in zip(leaves, rec.inputs, strict=True)
+    ]
     out_tangent = tree.unflatten(rec.out_tree, _pushforward(rec)(given))
     return (rec.out, out_tangent, rec.aux) if has_aux else (rec.out, out_tangent)
 
@@ -249,7 +304,9 @@ def linear_transpose(f: F, *primals: Any) -> F:
         structures.append(out_tree)
         return [as_array(x, "linear_transpose") for x in out_leaves]
 
-    traced = trace(flat, [getattr(x, "type", None) or as_array(x).type for x in leaves], what="linear_transpose")
+    traced = trace(
+        flat, [getattr(x, "type", None) or as_array(x).type for x in leaves], what="linear_transpose"
+    )
     n = len(leaves)
     linear = [i < n for i in range(len(traced.graph.inputs))]
     derived, mask = transpose_graph(traced.graph, linear)
@@ -259,7 +316,10 @@ def linear_transpose(f: F, *primals: Any) -> F:
         # inputs of the transposed graph: captured by the trace, cotangents, captured by the transpose rules
         found = iter(evaluate(derived.graph, [*traced.captured, *cts, *derived.captured]))
         types = traced.graph.in_types[:n]
-        return tree.unflatten(in_tree, [next(found) if on else full(t.shape, 0, t.dtype) for t, on in zip(types, mask, strict=True)])
+        return tree.unflatten(
+            in_tree,
+            [next(found) if on else full(t.shape, 0, t.dtype) for t, on in zip(types, mask, strict=True)],
+        )
 
     return transposed
 
@@ -270,7 +330,8 @@ def linear_transpose(f: F, *primals: Any) -> F:
 def _basis(like: Sequence[Array]) -> list[Array]:
     """All unit vectors of the product space: leaf i has shape (total size, *its shape)."""
     total = sum(x.size for x in like)
-    at, result = 0, []
+    at = 0
+    result: list[Array] = []
     for x in like:
         block = np.zeros((total, x.size), x.dtype)
         block[at : at + x.size] = np.eye(x.size, dtype=x.dtype)
@@ -288,7 +349,9 @@ def _split_rows(x: Array, like: Sequence[Array]) -> list[Array]:
     return parts
 
 
-def _chosen(f: F, argnums: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[F, list[Any]]:
+def _chosen(
+    f: F, argnums: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[F, list[Any]]:
     positions = [argnums] if isinstance(argnums, int) else list(argnums)
 
     def of_chosen(*xs: Any) -> Any:
@@ -311,7 +374,10 @@ def jacrev(f: F, argnums: int | Sequence[int] = 0) -> F:
         pull = _pullback(rec)
         rows = vmap(lambda *cts: pull(cts))(*_basis(rec.outputs))
         by_input = [_split_rows(r, rec.outputs) for r in rows]
-        per_out = [tree.unflatten(rec.in_tree, [by_input[i][o] for i in range(len(by_input))]) for o in range(len(rec.outputs))]
+        per_out = [
+            tree.unflatten(rec.in_tree, [by_input[i][o] for i in range(len(by_input))])
+            for o in range(len(rec.outputs))
+        ]
         result = [p[0] if isinstance(argnums, int) else p for p in per_out]
         return tree.unflatten(rec.out_tree, result)
 

@@ -19,16 +19,20 @@ def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Ar
     if isinstance(x, Array):
         return x if dtype is None else convert(x, dtype)
     if is_scalar(x) or isinstance(x, (np.ndarray, np.generic)):
-        return concrete(x, dtype)
+        return concrete(x, dtype, call)
     if isinstance(x, (list, tuple)) and _holds_array(x):
         from_parts = [as_array(v, call) for v in x]
         return _stack(from_parts, call, dtype)
     if isinstance(x, (list, tuple)) or hasattr(x, "__array__") or hasattr(x, "__dlpack__"):
         try:
-            return concrete(x if isinstance(x, (list, tuple)) else np.asarray(x), dtype)
+            return concrete(x if isinstance(x, (list, tuple)) else np.asarray(x), dtype, call)
         except (ValueError, TypeError) as e:
             raise FgradTypeError(message(call, f"cannot make an array of {describe(x)}: {e}")) from e
-    hint = "flatten it with fgrad.tree.leaves or use fgrad.tree.map" if isinstance(x, dict) or x is None else "pass an array, a number or a list of numbers"
+    hint = (
+        "flatten it with fgrad.tree.leaves or use fgrad.tree.map"
+        if isinstance(x, dict) or x is None
+        else "pass an array, a number or a list of numbers"
+    )
     raise FgradTypeError(message(call, f"expected an array, got {describe(x)}", hint))
 
 
@@ -41,7 +45,9 @@ def _holds_array(x: Any) -> bool:
 def _stack(parts: list[Array], call: str, dtype: np.dtype | None) -> Array:
     target = dtype or common_dtype([p.dtype for p in parts])
     if any(p.shape != parts[0].shape for p in parts):
-        raise FgradTypeError(message(call, f"the list's parts differ in shape: {', '.join(describe(p) for p in parts)}"))
+        raise FgradTypeError(
+            message(call, f"the list's parts differ in shape: {', '.join(describe(p) for p in parts)}")
+        )
     return concatenate([reshape(convert(p, target), (1, *p.shape)) for p in parts], 0)
 
 
@@ -70,7 +76,9 @@ def promote(*xs: Any, call: str, inexact: bool = False) -> list[Array]:
             if k is not None:
                 dtype = dtypes.weak_promote(dtype, k())
     else:
-        dtype = common_dtype([dtypes.of_scalar(x if is_scalar(x) else k()) for x, k in zip(xs, kinds, strict=True)])  # type: ignore[misc]
+        dtype = common_dtype(
+            [dtypes.of_scalar(x if is_scalar(x) else k()) for x, k in zip(xs, kinds, strict=True) if k]
+        )
     if inexact:
         dtype = dtypes.to_inexact(dtype)
     return [concrete(x, dtype) if is_scalar(x) else convert(x, dtype) for x in made]

@@ -7,7 +7,7 @@ Python scalars are weak (NEP 50): they take the dtype of the array they meet.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -56,7 +56,9 @@ def canonical(dtype: Any) -> np.dtype:
         return bfloat16
     result = np.dtype(dtype)
     if result not in ALL:
-        raise TypeError(f"dtype {result} is not supported; use bool, (u)int8-64, float16, bfloat16, float32, float64 or complex64/128")
+        raise TypeError(
+            f"dtype {result} is not supported; use bool, (u)int8-64, float16, bfloat16, float32, float64 or complex64/128"
+        )
     return result
 
 
@@ -73,7 +75,7 @@ def of_scalar(value: Any) -> np.dtype:
     raise TypeError(f"not a Python scalar: {type(value).__name__}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def promote(a: np.dtype, b: np.dtype) -> np.dtype:
     """The dtype of an operation on arrays of dtypes `a` and `b`."""
     if a == b:
@@ -108,6 +110,6 @@ def to_inexact(dtype: np.dtype) -> np.dtype:
     return dtype if is_inexact(dtype) else default_float
 
 
-@lru_cache(maxsize=None)
+@cache
 def real_of(dtype: np.dtype) -> np.dtype:
-    return {complex64: float32, complex128: float64}.get(dtype, dtype)
+    return float32 if dtype == complex64 else float64 if dtype == complex128 else dtype

@@ -138,7 +138,14 @@ class Eqn:
 
     __slots__ = ("inputs", "outputs", "params", "prim", "source")
 
-    def __init__(self, prim: Primitive, inputs: Sequence[Atom], params: dict[str, Any], outputs: Sequence[Var], source: Source | None):
+    def __init__(
+        self,
+        prim: Primitive,
+        inputs: Sequence[Atom],
+        params: dict[str, Any],
+        outputs: Sequence[Var],
+        source: Source | None,
+    ):
         self.prim = prim
         self.inputs = tuple(inputs)
         self.params = params
@@ -157,7 +164,9 @@ class Graph:
     eqns: list[Eqn]
     outputs: tuple[Atom, ...]
     name: str = "f"
-    meta: dict[str, Any] = field(default_factory=dict)  # caches of derived graphs, keyed by the deriving transform
+    meta: dict[Any, Any] = field(
+        default_factory=dict
+    )  # caches of derived graphs, keyed by the deriving transform
 
     @property
     def in_types(self) -> tuple[Type, ...]:

@@ -20,13 +20,13 @@ import optree
 from fgrad import dtypes, tree
 from fgrad.array import Array, ConcreteArray, is_scalar
 from fgrad.control.call import call_like, trace_to_graph
-from fgrad.convert import as_array
+from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Type
 from fgrad.passes import compile_graph
 from fgrad.runtime.executable import Executable, compile_program, data_pointer
 from fgrad.runtime.lowered import Lowered
-from fgrad.trace import Tracer, bind, current_stack, is_tracing
+from fgrad.trace import Tracer, bind, current_stack, in_whole, leaked
 
 F = Callable[..., Any]
 _compiling = threading.RLock()
@@ -53,9 +53,25 @@ call_p = call_like("call", _run_compiled)
 class _Entry:
     """One compiled program, and what a call with fitting arguments needs."""
 
-    __slots__ = ("captured", "captured_pointers", "deleted", "executable", "kinds", "out_tree", "out_types", "types")
+    __slots__ = (
+        "captured",
+        "captured_pointers",
+        "deleted",
+        "executable",
+        "kinds",
+        "out_tree",
+        "out_types",
+        "types",
+    )
 
-    def __init__(self, kinds: list[Any], executable: Executable, captured: list[ConcreteArray], out_tree: Any, donated: Sequence[int]):
+    def __init__(
+        self,
+        kinds: list[Any],
+        executable: Executable,
+        captured: list[ConcreteArray],
+        out_tree: Any,
+        donated: Sequence[int],
+    ):
         self.kinds = kinds  # a leaf: its Type, or the Python scalar type it was
         self.types = [b if isinstance(b, Type) else None for b in kinds]
         self.executable = executable
@@ -69,10 +85,13 @@ class _Entry:
 class Jitted:
     """A function compiled on first call for each kind of arguments. See `jit`."""
 
-    def __init__(self, f: F, static_argnums: tuple[int, ...], static_argnames: tuple[str, ...], donate: tuple[int, ...]):
+    def __init__(
+        self, f: F, static_argnums: tuple[int, ...], static_argnames: tuple[str, ...], donate: tuple[int, ...]
+    ):
         self.f = f
         self.static_argnums, self.static_argnames, self.donate = static_argnums, static_argnames, donate
         self._entries: dict[Any, list[_Entry]] = {}
+        self._graphs: dict[Any, tuple[Graph, list[Array], Any]] = {}  # for calls under grad or vmap
         self._last: tuple[Any, list[_Entry]] | None = None
         self._signature: inspect.Signature | None = None
         self._simple = not (static_argnums or static_argnames)
@@ -127,40 +146,48 @@ class Jitted:
                         leaf._data = data
                         leaf._owned = True
                     pointer = leaf._ptr = data_pointer(data)
-            elif cls is np.ndarray:
+            elif cls is np.ndarray and leaf.dtype.isnative:
                 if type(kind) is not Type or leaf.shape != kind.shape or leaf.dtype != kind.dtype:
                     return None, arrays
                 flags = leaf.flags
                 data = leaf if flags.c_contiguous and flags.aligned else np.array(leaf, order="C")
                 pointer = data_pointer(data)
             elif cls is kind:  # a Python scalar
-                data = np.asarray(leaf, dtypes.of_scalar(leaf))
-                if data.dtype == dtypes.uint64:
+                dtype = dtypes.of_scalar(leaf)
+                if dtype == dtypes.uint64:
                     return None, arrays
+                data = np.asarray(leaf, dtype)
                 pointer = data_pointer(data)
             else:
                 found = as_array(leaf, "jit")
                 if found.type != kind:
                     return None, arrays
-                data = np.ascontiguousarray(found.data)  # type: ignore[attr-defined]
+                data = np.require(found.data, requirements=("C", "A"))  # type: ignore[attr-defined]
                 pointer = data_pointer(data)
             pointers.append(pointer)
             arrays.append(data)
         return pointers, arrays
 
-    def _run(self, entry: _Entry, leaves: Sequence[Any], pointers: list[int], arrays: list[np.ndarray]) -> Any:
+    def _run(
+        self, entry: _Entry, leaves: Sequence[Any], pointers: list[int], arrays: list[np.ndarray]
+    ) -> Any:
         executable = entry.executable
         if entry.deleted:
             for i in entry.deleted:
                 leaf = leaves[i]
-                if type(leaf) is not ConcreteArray or not leaf._owned or _is_shared(leaf, arrays) or pointers.count(pointers[i]) > 1:
+                if (
+                    type(leaf) is not ConcreteArray
+                    or not leaf._owned
+                    or _is_shared(leaf)
+                    or pointers.count(pointers[i]) > 1
+                ):
                     arrays[i] = np.array(arrays[i], order="C")
                     pointers[i] = data_pointer(arrays[i])
+            for i in entry.deleted:  # before the call: an index error leaves it half overwritten
+                leaf = leaves[i]
+                if type(leaf) is ConcreteArray:
+                    leaf._delete()
         results = executable.call_pointers(pointers + entry.captured_pointers, arrays)
-        for i in entry.deleted:
-            leaf = leaves[i]
-            if type(leaf) is ConcreteArray:
-                leaf._delete()
         outs = []
         for data, t in zip(results, entry.out_types):
             x = ConcreteArray.__new__(ConcreteArray)
@@ -170,19 +197,22 @@ class Jitted:
         return optree.tree_unflatten(entry.out_tree, outs)
 
     def _in_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if is_tracing():
+        if in_whole():
             return self.f(*args, **kwargs)
         dynamic, statics = self._divide(args, kwargs)
         leaves, structure = tree.flatten(dynamic)
-        arrays = [as_array(x, "jit") for x in leaves]
-        key = (statics, structure, tuple(x.type for x in arrays))
-        cached = self._entries.get(key)
+        arrays = [as_array(x, self.call) for x in leaves]
+        key = (
+            statics,
+            structure,
+            tuple((x.type, weak_kind(leaf)) for x, leaf in zip(arrays, leaves, strict=True)),
+        )
+        cached = self._graphs.get(key)
         if cached is None:
-            graph, captured, out_tree = trace_to_graph(self._function(args, kwargs), structure, arrays, self.call)
-            if not any(isinstance(c, Tracer) for c in captured):
-                self._entries[key] = (graph, captured, out_tree)  # type: ignore[assignment]
-        else:
-            graph, captured, out_tree = cached  # type: ignore[misc]
+            cached = self._trace(args, kwargs, leaves, structure)
+            if not any(isinstance(c, Tracer) for c in cached[1]):
+                self._graphs[key] = cached
+        graph, captured, out_tree = cached
         return tree.unflatten(out_tree, bind(call_p, *arrays, *captured, graph=graph))
 
     # -------------------------------------------------------------------------------------------- static arguments
@@ -206,7 +236,10 @@ class Jitted:
         if self._simple:
             return (args, kwargs), None
         positions, names = self._bound(args, kwargs)
-        dynamic = (tuple(a for i, a in enumerate(args) if i not in positions), {k: v for k, v in kwargs.items() if k not in names})
+        dynamic = (
+            tuple(a for i, a in enumerate(args) if i not in positions),
+            {k: v for k, v in kwargs.items() if k not in names},
+        )
         statics = (
             tuple((i, type(args[i]), args[i]) for i in sorted(positions) if i < len(args)),
             tuple((k, type(kwargs[k]), kwargs[k]) for k in sorted(names) if k in kwargs),
@@ -216,7 +249,11 @@ class Jitted:
         except TypeError as e:
             what = [v for part in statics for _, _, v in part]
             raise FgradTypeError(
-                message(self.call, f"static arguments must be hashable, got {', '.join(describe(w) for w in what)}", "pass tuples instead of lists, or make the argument traced")
+                message(
+                    self.call,
+                    f"static arguments must be hashable, got {', '.join(describe(w) for w in what)}",
+                    "pass tuples instead of lists, or make the argument traced",
+                )
             ) from e
         return dynamic, statics
 
@@ -236,34 +273,33 @@ class Jitted:
 
     # -------------------------------------------------------------------------------------------- compiling
 
-    def _trace(self, args: Any, kwargs: Any, leaves: Sequence[Any], structure: Any) -> tuple[Graph, list[Array], Any]:
-        bad = [x for x in leaves if not (isinstance(x, (Array, np.ndarray, np.generic)) or is_scalar(x) or hasattr(x, "__array__"))]
-        if bad:
-            raise FgradTypeError(
-                message(self.call, f"argument {describe(bad[0])} is not an array", "mark it static with static_argnums or static_argnames, or close over it")
-            )
-        arrays = [as_array(x, "jit") for x in leaves]
+    def _trace(
+        self, args: Any, kwargs: Any, leaves: Sequence[Any], structure: Any
+    ) -> tuple[Graph, list[Array], Any]:
+        arrays = [_type_or_array(x, self.call) for x in leaves]
         f = self._function(args, kwargs)
 
         def named(*xs: Any) -> Any:
-            weak = [x for x in tree.leaves(xs)]
-            for tracer, leaf in zip(weak, leaves, strict=True):
-                if is_scalar(leaf) and isinstance(tracer, Tracer):
-                    tracer.weak = type(leaf)
             return f(*xs)
 
         named.__name__ = getattr(self.f, "__name__", "f")
-        return trace_to_graph(named, structure, arrays, self.call)
+        return trace_to_graph(named, structure, arrays, self.call, leaves, whole=True)
 
-    def _compile(self, args: Any, kwargs: Any, dynamic: Any, statics: Any, leaves: Sequence[Any], structure: Any) -> _Entry:
+    def _compile(
+        self, args: Any, kwargs: Any, dynamic: Any, statics: Any, leaves: Sequence[Any], structure: Any
+    ) -> _Entry:
+        for x in leaves:
+            _check_argument(x, self.call)
+        kinds = [_kind(x, self.call) for x in leaves]
         graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
-        kinds = [type(x) if is_scalar(x) else as_array(x, "jit").type for x in leaves]
         donated = self._donations(args, kwargs, dynamic, graph)
         with _compiling:
             executable = compile_program(compile_graph(graph, donated))
         placed = getattr(executable.program, "placed", {})
         deleted = sorted({*donated, *placed.values()})
-        return _Entry(kinds, executable, [c for c in captured if isinstance(c, ConcreteArray)], out_tree, deleted)
+        return _Entry(
+            kinds, executable, [c for c in captured if isinstance(c, ConcreteArray)], out_tree, deleted
+        )
 
     def _donations(self, args: Any, kwargs: Any, dynamic: Any, graph: Graph) -> dict[int, int]:
         """Donated input leaf -> an output of the same type, each output once."""
@@ -272,8 +308,11 @@ class Jitted:
         positions, _ = self._bound(args, kwargs) if not self._simple else (set(), set())
         wanted = {p % len(args) for p in self.donate if -len(args) <= p < len(args)}
         if wanted & positions:
-            raise FgradValueError(message(self.call, f"arguments {sorted(wanted & positions)} are both static and donated"))
-        at, given = 0, []
+            raise FgradValueError(
+                message(self.call, f"arguments {sorted(wanted & positions)} are both static and donated")
+            )
+        at = 0
+        given: list[int] = []
         for i, a in enumerate(args):
             if i in positions:
                 continue
@@ -294,24 +333,63 @@ class Jitted:
         """The stages of compiling for these arguments (arrays, or anything with shape and dtype), to look at."""
         dynamic, _ = self._divide(args, kwargs)
         leaves, structure = tree.flatten(dynamic)
-        graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
+        graph = self._trace(args, kwargs, leaves, structure)[0]
         return Lowered(graph, self._donations(args, kwargs, dynamic, graph), getattr(self.f, "__name__", "f"))
 
     def clear_cache(self) -> None:
         """Forget the programs compiled in this process (the disk cache stays)."""
         self._entries.clear()
+        self._graphs.clear()
         self._last = None
 
 
-def _is_shared(leaf: ConcreteArray, arrays: Sequence[np.ndarray]) -> bool:
-    """Whether another array may look at the bytes: then a donation copies them first.
+_COUNTS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
-    Counted: the array's slot, `arrays`, the local name and the argument of getrefcount; for its base the block list of the
-    program that made it, the array itself and the argument.
-    """
+
+def _references(leaf: ConcreteArray) -> int:
     data = leaf._data
-    base = data.base
-    return sys.getrefcount(data) > 4 or (base is not None and sys.getrefcount(base) > 4)
+    return sys.getrefcount(data)
+
+
+def _lone_count() -> int:
+    """What `_references` says of an array that only its wrapper and one list hold; it differs between Pythons."""
+    leaf = ConcreteArray(np.zeros(1))
+    held = [leaf._data]
+    return _references(leaf) if held else 0
+
+
+_LONE = _lone_count()
+
+
+def _is_shared(leaf: ConcreteArray) -> bool:
+    """Whether anything else may look at an output of a program: then a donation copies it first. Views of it refer to it."""
+    return not _COUNTS or _references(leaf) > _LONE
+
+
+def _check_argument(x: Any, call: str) -> None:
+    if isinstance(x, Tracer):
+        raise leaked(x)
+    if not (
+        isinstance(x, (Array, np.ndarray, np.generic))
+        or is_scalar(x)
+        or hasattr(x, "__array__")
+        or hasattr(x, "__dlpack__")
+    ):
+        fix = "mark it static with static_argnums or static_argnames, or close over it"
+        raise FgradTypeError(message(call, f"argument {describe(x)} is not an array", fix))
+
+
+def _kind(x: Any, call: str) -> Any:
+    """What an argument has to be for a program to fit: a Type, or the Python type of a bare scalar."""
+    weak = is_scalar(x) and dtypes.of_scalar(x) != dtypes.uint64
+    return type(x) if weak else as_array(x, call).type
+
+
+def _type_or_array(x: Any, call: str) -> Any:
+    """`x` as an array, or its type if it only says what an array would be (`ShapeDtype` and the like)."""
+    if hasattr(x, "shape") and hasattr(x, "dtype") and not hasattr(x, "__array__"):
+        return Type(tuple(x.shape), dtypes.canonical(x.dtype))
+    return as_array(x, call)
 
 
 def jit(
@@ -351,12 +429,12 @@ def make_graph(f: F) -> F:
 
     def made(*args: Any, **kwargs: Any) -> Graph:
         leaves, structure = tree.flatten((args, kwargs))
-        arrays = [Type(tuple(x.shape), dtypes.canonical(x.dtype)) if hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, (Array, np.ndarray, np.generic)) else as_array(x, "make_graph") for x in leaves]
+        arrays = [_type_or_array(x, "make_graph") for x in leaves]
 
         def call(a: Any, k: Any) -> Any:
             return f(*a, **k)
 
         call.__name__ = getattr(f, "__name__", "f")
-        return trace_to_graph(call, structure, arrays, "make_graph")[0]
+        return trace_to_graph(call, structure, arrays, "make_graph", leaves, whole=True)[0]
 
     return made

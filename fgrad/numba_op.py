@@ -45,10 +45,20 @@ def _call(function: F, args: Sequence[np.ndarray], out_types: Sequence[Type]) ->
     result = function(*args)
     results = result if isinstance(result, tuple) else (result,)
     if len(results) != len(out_types):
-        raise FgradTypeError(message(f"numba_op {_name(function)}", f"returned {len(results)} arrays, `out` says {len(out_types)}"))
+        raise FgradTypeError(
+            message(
+                f"numba_op {_name(function)}", f"returned {len(results)} arrays, `out` says {len(out_types)}"
+            )
+        )
     for r, t in zip(results, out_types, strict=True):
         if np.shape(r) != t.shape or np.asarray(r).dtype != t.dtype:
-            raise FgradTypeError(message(f"numba_op {_name(function)}", f"returned {describe(np.asarray(r))}, `out` says {t}", "correct the function or its `out`"))
+            raise FgradTypeError(
+                message(
+                    f"numba_op {_name(function)}",
+                    f"returned {describe(np.asarray(r))}, `out` says {t}",
+                    "correct the function or its `out`",
+                )
+            )
     return [np.asarray(r) for r in results]
 
 
@@ -61,27 +71,49 @@ def _impl(*args: np.ndarray, function: F, out_types: tuple[Type, ...], batched: 
         return _call(function, args, out_types)
     size = args[0].shape[0] if args else out_types[0].shape[0]
     each = tuple(Type(t.shape[1:], t.dtype) for t in out_types)
-    rows = [_impl(*[a[i] for a in args], function=function, out_types=each, batched=batched - 1) for i in range(size)]
-    return [np.stack(c) if rows else np.empty(t.shape, t.dtype) for c, t in zip(zip(*rows, strict=True), out_types, strict=True)]
+    rows = [
+        _impl(*[a[i] for a in args], function=function, out_types=each, batched=batched - 1)
+        for i in range(size)
+    ]
+    return [
+        np.stack(c) if rows else np.empty(t.shape, t.dtype)
+        for c, t in zip(zip(*rows, strict=True), out_types, strict=True)
+    ]
 
 
-def _batch(size: int, args: Sequence[Array], on: Sequence[bool], *, function: F, out_types: tuple[Type, ...], batched: int) -> Any:
+def _batch(
+    size: int,
+    args: Sequence[Array],
+    on: Sequence[bool],
+    *,
+    function: F,
+    out_types: tuple[Type, ...],
+    batched: int,
+) -> Any:
     """One call an example, in order, unless the operation has a batched function of its own."""
     wider = tuple(Type((size, *t.shape), t.dtype) for t in out_types)
     whole = batch_all(size, args, on)
     own = getattr(function, "_fgrad_batched", None)
     if own is not None and not batched:
         return bind(numba_op_p, *whole, function=own, out_types=wider, batched=0), [True] * len(wider)
-    return bind(numba_op_p, *whole, function=function, out_types=wider, batched=batched + 1), [True] * len(wider)
+    return bind(numba_op_p, *whole, function=function, out_types=wider, batched=batched + 1), [True] * len(
+        wider
+    )
 
 
 def _no_jvp(*_: Any, function: F, **__: Any) -> Any:
     raise NotImplementedError(
-        message(f"numba_op {_name(function)}", "it has no derivative", "give one with op.defvjp(fwd, bwd) or op.defjvp(rule), or wrap the call in stop_gradient")
+        message(
+            f"numba_op {_name(function)}",
+            "it has no derivative",
+            "give one with op.defvjp(fwd, bwd) or op.defjvp(rule), or wrap the call in stop_gradient",
+        )
     )
 
 
-numba_op_p = register(Primitive("numba_op", _type_rule, _impl, "opaque", multiple=True, jvp=_no_jvp, batch=_batch))
+numba_op_p = register(
+    Primitive("numba_op", _type_rule, _impl, "opaque", multiple=True, jvp=_no_jvp, batch=_batch)
+)
 
 
 class NumbaOp:
@@ -116,7 +148,12 @@ class NumbaOp:
         declared = self._out(*[a.type for a in arrays])
         leaves, structure = tree.flatten(declared)
         if not leaves or any(not isinstance(t, Type) for t in leaves):
-            raise FgradValueError(message(f"numba_op {_name(self._raw)}", f"`out` must return ShapeDtype (or a tuple of them), got {describe(declared)}"))
+            raise FgradValueError(
+                message(
+                    f"numba_op {_name(self._raw)}",
+                    f"`out` must return ShapeDtype (or a tuple of them), got {describe(declared)}",
+                )
+            )
         outs = bind(numba_op_p, *arrays, function=self._function, out_types=tuple(leaves), batched=0)
         return tree.unflatten(structure, outs)
 

@@ -1,8 +1,8 @@
 """Graphs as text.
 
-    graph loss(w: float32[3,2], x: float32[4,3]) -> (float32[]):
-      a: float32[4,2] = dot_general x w dims=(((1,), (0,)), ((), ()))   # train.py:12
-      ...
+graph loss(w: float32[3,2], x: float32[4,3]) -> (float32[]):
+  a: float32[4,2] = dot_general x w dims=(((1,), (0,)), ((), ()))   # train.py:12
+  ...
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def eqn_text(eqn: Eqn, name: Namer, comment: bool = True) -> str:
 
 
 def _has_graph(value: Any) -> bool:
-    return isinstance(value, Graph) or (isinstance(value, tuple) and bool(value) and isinstance(value[0], Graph))
+    return isinstance(value, Graph) or (
+        isinstance(value, tuple) and bool(value) and isinstance(value[0], Graph)
+    )
 
 
 def graph_text(graph: Graph, indent: str = "") -> str:
@@ -74,4 +76,4 @@ def graph_text(graph: Graph, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-Graph.__str__ = Graph.__repr__ = graph_text  # type: ignore[method-assign]  # printing a graph is this module's business
+Graph.__str__ = Graph.__repr__ = graph_text  # type: ignore[method-assign,assignment]  # printing a graph is this module's business

@@ -10,6 +10,7 @@ The stack of active traces belongs to the thread.
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,15 +19,24 @@ from typing import Any
 
 import numpy as np
 
-from fgrad.array import Array, ConcreteArray
-from fgrad.errors import FgradError, FgradTypeError, Source, TracerError, describe, message, user_source
+from fgrad import show  # noqa: F401  (it gives graphs their text)
+from fgrad.array import Array, ConcreteArray, from_numpy, is_scalar
+from fgrad.errors import (
+    FgradError,
+    FgradTypeError,
+    Source,
+    TracerError,
+    describe,
+    message,
+    replayed,
+    user_source,
+)
 from fgrad.ir import Atom, Eqn, Graph, Literal, Primitive, Type, Var, infer
 
 
 class _State(threading.local):
     def __init__(self) -> None:
         self.stack: tuple[Trace, ...] = ()  # innermost last
-        self.source: Source | None = None  # set while a transform replays an equation: its line, not the transform's
         self.scope: str = ""
 
 
@@ -34,13 +44,15 @@ _state = _State()
 
 
 class Trace:
-    """One graph being written. `outer` is the stack of traces that were active when it began."""
+    """One graph being written. `outer` is the stack of traces that were active when it began. `whole` says that it will be
+    compiled as a whole: a jitted function called inside becomes part of it."""
 
-    __slots__ = ("alive", "captured", "eqns", "outer", "values", "what")
+    __slots__ = ("alive", "captured", "eqns", "outer", "values", "what", "whole")
 
-    def __init__(self, what: str, values: dict[Var, Array] | None = None):
+    def __init__(self, what: str, values: dict[Var, Array] | None = None, whole: bool = False):
         self.what = what
         self.values = values
+        self.whole = whole
         self.outer = _state.stack
         self.eqns: list[Eqn] = []
         self.captured: dict[int, tuple[Array, Var]] = {}
@@ -67,7 +79,7 @@ class Trace:
 
     def record(self, prim: Primitive, args: Sequence[Array], params: dict[str, Any]) -> list[Tracer]:
         atoms = [self.lift(a) for a in args]
-        source = _state.source or user_source(_state.scope)
+        source = replayed.source or user_source(_state.scope)
         types = _checked_infer(prim, [a.type for a in atoms], params, source)
         outputs = [Var(t) for t in types]
         self.eqns.append(Eqn(prim, atoms, params, outputs, source))
@@ -107,11 +119,16 @@ class Tracer(Array):
             return self.value
         if not self.trace.alive:
             raise leaked(self)
+        remedy = _REMEDY.get(
+            what, "compute with fgrad.numpy inside the function, or move this line out of it"
+        )
+        if what == "bool(tracer)" and self.trace.what == "vmap":
+            remedy = "the examples of a batch may decide differently: use fgrad.numpy.where, fgrad.cond or fgrad.while_loop"
         raise TracerError(
             message(
                 what,
                 f"the value of a traced {self.type} is not known while {self.trace.what} traces the function",
-                _REMEDY.get(what, "compute with fgrad.numpy inside the function, or move this line out of it"),
+                remedy,
             )
         )
 
@@ -139,6 +156,24 @@ class Tracer(Array):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self._need("np.asarray(tracer)").__array__(dtype, copy)
 
+    # NumPy's functions take arrays through `__array__` and return plain values: under `grad` outside `jit`, where values are
+    # known, the derivative would be lost without a word. Operators between an ndarray and a tracer stay ours.
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        op = _UFUNC_OPERATORS.get(ufunc.__name__)
+        if op is not None and method == "__call__" and not kwargs:
+            return op(*[x if isinstance(x, Array) or is_scalar(x) else from_numpy(x) for x in inputs])
+        raise self._foreign(ufunc.__name__)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func in (np.shape, np.ndim, np.size) and not kwargs and isinstance(args[0], Tracer):
+            return func(np.broadcast_to(np.False_, args[0].shape), *args[1:])
+        raise self._foreign(func.__name__)
+
+    def _foreign(self, name: str) -> TracerError:
+        fix = f"call fgrad.numpy.{name} (or, for the bare value outside jit, NumPy on np.asarray(x))"
+        return TracerError(message(f"numpy.{name}", f"NumPy cannot compute with a traced {self.type}", fix))
+
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self._need("tracer.__dlpack__()").__dlpack__(**kwargs)
 
@@ -156,6 +191,30 @@ class Tracer(Array):
             return f"Tracer({self.type}, value={self.value!r})"
         return f"Tracer({self.type})"
 
+
+_UFUNC_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "power": operator.pow,
+    "matmul": operator.matmul,
+    "bitwise_and": operator.and_,
+    "bitwise_or": operator.or_,
+    "bitwise_xor": operator.xor,
+    "left_shift": operator.lshift,
+    "right_shift": operator.rshift,
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "negative": operator.neg,
+    "absolute": operator.abs,
+}
 
 _REMEDY = {
     "bool(tracer)": "use fgrad.numpy.where, fgrad.cond or fgrad.while_loop; or mark the argument static (static_argnums); "
@@ -189,12 +248,23 @@ def entering(stack: tuple[Trace, ...]) -> Iterator[None]:
 
 @contextmanager
 def at_source(source: Source | None) -> Iterator[None]:
-    """Equations recorded inside are attributed to `source`."""
-    saved, _state.source = _state.source, source or _state.source
+    """Equations recorded inside, and errors, are attributed to `source`."""
+    saved = replayed.source
+    replayed.source = source or saved
     try:
         yield
     finally:
-        _state.source = saved
+        replayed.source = saved
+
+
+@contextmanager
+def in_user_code() -> Iterator[None]:
+    """Equations recorded inside are attributed to their own lines again: a rule that the user wrote is running."""
+    saved, replayed.source = replayed.source, None
+    try:
+        yield
+    finally:
+        replayed.source = saved
 
 
 @contextmanager
@@ -212,18 +282,22 @@ def current_stack() -> tuple[Trace, ...]:
     return _state.stack
 
 
-def is_tracing() -> bool:
-    """Whether operations are being recorded now without values (under `jit`, `vmap`, `make_graph`)."""
-    return any(t.values is None for t in _state.stack)
+def in_whole() -> bool:
+    """Whether what is recorded now becomes part of a graph that is compiled as a whole (under `jit`, `make_graph`)."""
+    return any(t.whole for t in _state.stack)
 
 
-def _checked_infer(prim: Primitive, types: Sequence[Type], params: dict[str, Any], source: Source | None) -> tuple[Type, ...]:
+def _checked_infer(
+    prim: Primitive, types: Sequence[Type], params: dict[str, Any], source: Source | None
+) -> tuple[Type, ...]:
     try:
         return infer(prim, types, params)
     except FgradError:
         raise
     except Exception as e:
-        raise FgradTypeError(message(prim.name, f"{e} (operands {', '.join(map(str, types))})", source=source)) from e
+        raise FgradTypeError(
+            message(prim.name, f"{e} (operands {', '.join(map(str, types))})", source=source)
+        ) from e
 
 
 def bind(prim: Primitive, *args: Array, **params: Any) -> Any:
@@ -242,7 +316,7 @@ def _run(prim: Primitive, args: Sequence[Array], params: dict[str, Any]) -> list
         if isinstance(a, Tracer):
             raise leaked(a)
         values.append(a.data)  # type: ignore[attr-defined]
-    types = _checked_infer(prim, [a.type for a in args], params, _state.source)
+    types = _checked_infer(prim, [a.type for a in args], params, replayed.source)
     with np.errstate(all="ignore"):
         result = prim.impl(*values, **params)
     results = result if prim.multiple else (result,)
@@ -270,7 +344,10 @@ class Traced:
     @property
     def out_values(self) -> list[Array]:
         assert self.values is not None
-        return [self.values[a] if isinstance(a, Var) else ConcreteArray(np.asarray(a.value)) for a in self.graph.outputs]
+        return [
+            self.values[a] if isinstance(a, Var) else ConcreteArray(np.asarray(a.value))
+            for a in self.graph.outputs
+        ]
 
 
 def trace(
@@ -279,15 +356,20 @@ def trace(
     values: Sequence[Array] | None = None,
     what: str = "fgrad",
     name: str | None = None,
+    weak: Sequence[type | None] = (),
+    whole: bool = False,
 ) -> Traced:
     """Trace `f(*tracers)`, which returns a list of arrays or (list of arrays, aux), to a graph.
 
-    With `values` (arrays of the current, outer trace) every operation is also carried out on them.
+    With `values` (arrays of the current, outer trace) every operation is also carried out on them. `weak` names the Python
+    type of inputs that are bare scalars; for `whole` see `Trace`.
     """
     inputs = [Var(ty) for ty in in_types]
     known = None if values is None else dict(zip(inputs, values, strict=True))
-    t = Trace(what, known)
+    t = Trace(what, known, whole)
     tracers = [Tracer(t, v, known[v] if known is not None else None) for v in inputs]
+    for tracer, kind in zip(tracers, weak):
+        tracer.weak = kind
     aux = None
     try:
         with entering((*t.outer, t)):
@@ -299,7 +381,9 @@ def trace(
         t.alive = False
     if known is not None:
         known.update((v, x) for x, v in t.captured.values())
-    graph = Graph((*inputs, *t.inputs_captured), t.eqns, tuple(atoms), name or getattr(f, "__name__", "f"))
+    graph = Graph(
+        (*inputs, *t.inputs_captured), t.eqns, tuple(atoms), name or str(getattr(f, "__name__", "f"))
+    )
     return Traced(graph, t.arrays_captured, known, aux)
 
 

@@ -40,7 +40,9 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 def leaves_with_path(tree: Any) -> list[tuple[str, Any]]:
     """Leaves with dotted names (`conv1.weight`, `0.bias`, and a namedtuple's fields: `mu.0.bias`)."""
     accessors, found, _ = optree.tree_flatten_with_accessor(tree, namespace=NAMESPACE)
-    names = (".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor) for accessor in accessors)
+    names = (
+        ".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor) for accessor in accessors
+    )
     return list(zip(names, found, strict=True))
 
 
@@ -49,7 +51,9 @@ def broadcast_prefix(prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] | No
     return optree.broadcast_prefix(prefix, tree, is_leaf=is_leaf, none_is_leaf=True, namespace=NAMESPACE)
 
 
-def register(cls: type, flatten_fn: Callable[[Any], tuple[Iterable[Any], Any]], unflatten_fn: Callable[[Any, Any], Any]) -> type:
+def register(
+    cls: type, flatten_fn: Callable[[Any], tuple[Iterable[Any], Any]], unflatten_fn: Callable[[Any, Any], Any]
+) -> type:
     """Register `cls` as a node: `flatten_fn(x) -> (children, metadata)`, `unflatten_fn(metadata, children)`."""
     optree.register_pytree_node(cls, flatten_fn, unflatten_fn, namespace=NAMESPACE)  # type: ignore[arg-type]
     return cls

@@ -8,7 +8,7 @@ from typing import Any
 
 from fgrad import tree
 from fgrad.array import Array
-from fgrad.convert import as_array
+from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Type
 from fgrad.ops.builders import batch_operand
@@ -26,7 +26,9 @@ def _axes_of(spec: Any, tree_: Any, what: str, count: int) -> list[int | None]:
     try:
         axes = tree.broadcast_prefix(spec, tree_, is_leaf=lambda x: x is None)
     except ValueError as e:
-        raise FgradValueError(message("vmap", f"{what}={spec!r} is not a prefix of the structure it describes: {e}")) from e
+        raise FgradValueError(
+            message("vmap", f"{what}={spec!r} is not a prefix of the structure it describes: {e}")
+        ) from e
     return axes
 
 
@@ -44,7 +46,9 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
     def vmapped(*args: Any, **kwargs: Any) -> Any:
         spec = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         if isinstance(spec, tuple) and len(spec) != len(args):
-            raise FgradValueError(message("vmap", f"in_axes has {len(spec)} entries for {len(args)} positional arguments"))
+            raise FgradValueError(
+                message("vmap", f"in_axes has {len(spec)} entries for {len(args)} positional arguments")
+            )
         leaves, in_tree = tree.flatten((args, kwargs))
         n_args = len(tree.leaves(args))
         axes = _axes_of(spec, args, "in_axes", n_args) + [0] * (len(leaves) - n_args)
@@ -58,15 +62,30 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
                 types.append(x.type)
                 continue
             if not -x.ndim <= axis < x.ndim:
-                raise FgradValueError(message("vmap", f"in_axes={axis} for an argument {x.type}", "give an axis it has, or None to not map it"))
+                raise FgradValueError(
+                    message(
+                        "vmap",
+                        f"in_axes={axis} for an argument {x.type}",
+                        "give an axis it has, or None to not map it",
+                    )
+                )
             axis %= x.ndim
             if size is not None and x.shape[axis] != size:
-                raise FgradTypeError(message("vmap", f"mapped axes differ in length: {size} and {x.shape[axis]} ({x.type}, axis {axis})"))
+                raise FgradTypeError(
+                    message(
+                        "vmap",
+                        f"mapped axes differ in length: {size} and {x.shape[axis]} ({x.type}, axis {axis})",
+                    )
+                )
             size = x.shape[axis]
             moved.append(move_axis(x, axis, 0))
             types.append(Type(tuple(n for i, n in enumerate(x.shape) if i != axis), x.dtype))
         if size is None:
-            raise FgradValueError(message("vmap", "no argument is mapped", "give an in_axes entry that is not None, or axis_size"))
+            raise FgradValueError(
+                message(
+                    "vmap", "no argument is mapped", "give an in_axes entry that is not None, or axis_size"
+                )
+            )
 
         structures: list[Any] = []
 
@@ -76,7 +95,9 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
             structures.append(out_tree)
             return [as_array(x, "vmap") for x in out_leaves]
 
-        traced = trace(flat, types, what="vmap", name=getattr(f, "__name__", "f"))
+        traced = trace(
+            flat, types, what="vmap", name=getattr(f, "__name__", "f"), weak=[weak_kind(x) for x in leaves]
+        )
         on = [a is not None for a in axes] + [False] * len(traced.captured)
         derived, out_on = batch_graph(traced.graph, size, on)
         outs = evaluate(derived.graph, [*moved, *traced.captured, *derived.captured])
@@ -86,7 +107,9 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
         for x, mapped, axis in zip(outs, out_on, targets, strict=True):
             if axis is None:
                 if mapped:
-                    raise FgradValueError(message("vmap", "out_axes is None for an output that depends on the mapped axis"))
+                    raise FgradValueError(
+                        message("vmap", "out_axes is None for an output that depends on the mapped axis")
+                    )
                 results.append(x)
                 continue
             x = x if mapped else batch_operand(x, size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fgrad import dtypes, tree
 from fgrad.array import Array
-from fgrad.convert import as_array
+from fgrad.convert import as_array, weak_kind
 from fgrad.ir import Graph, Linear, Primitive, Type, dce, register
 from fgrad.reference import run_numpy
 from fgrad.trace import bind, current_stack, trace
@@ -34,9 +34,13 @@ def derived(graph: Graph, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     return made
 
 
-def tangent_graph(graph: Graph, active: Sequence[bool], force: Sequence[bool] | None = None) -> tuple[Graph, list[Array], list[bool]]:
+def tangent_graph(
+    graph: Graph, active: Sequence[bool], force: Sequence[bool] | None = None
+) -> tuple[Graph, list[Array], list[bool]]:
     """`(inputs, active tangents, captured) -> tangents of the masked outputs`, the captured arrays, and the mask."""
-    found, mask = derived(graph, ("jvp", *active, force and tuple(force)), lambda: jvp_graph(graph, active, force))
+    found, mask = derived(
+        graph, ("jvp", *active, force and tuple(force)), lambda: jvp_graph(graph, active, force)
+    )
     g = found.graph
     key = ("tangents only",)
     if key not in g.meta:
@@ -50,10 +54,14 @@ def call_like(name: str, impl: Callable[..., Any]) -> Primitive:
     def type_rule(*types: Type, graph: Graph, **_: Any) -> tuple[Type, ...]:
         return graph.out_types
 
-    def jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, graph: Graph, **rest: Any) -> list[Array | None]:
+    def jvp(
+        primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, graph: Graph, **rest: Any
+    ) -> list[Array | None]:
         active = [t is not None for t in tangents]
         g, captured, mask = tangent_graph(graph, active)
-        found = iter(bind(prim, *primals, *[t for t in tangents if t is not None], *captured, graph=g, **rest))
+        found = iter(
+            bind(prim, *primals, *[t for t in tangents if t is not None], *captured, graph=g, **rest)
+        )
         return [next(found) if on else None for on in mask]
 
     def transpose(cts: Sequence[Array | None], *inputs: Any, graph: Graph, **rest: Any) -> list[Array | None]:
@@ -66,15 +74,21 @@ def call_like(name: str, impl: Callable[..., Any]) -> Primitive:
 
         back, mask = derived(graph, ("transpose", *linear, *given), make)
         fixed = [x for x, on in zip(inputs, linear, strict=True) if not on]
-        found = iter(bind(prim, *fixed, *[c for c in cts if c is not None], *back.captured, graph=back.graph, **rest))
+        found = iter(
+            bind(prim, *fixed, *[c for c in cts if c is not None], *back.captured, graph=back.graph, **rest)
+        )
         has = iter(mask)
         return [(next(found) if next(has) else None) if on else None for on in linear]
 
-    def batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, graph: Graph, **rest: Any) -> tuple[list[Array], list[bool]]:
+    def batch(
+        size: int, args: Sequence[Array], batched: Sequence[bool], *, graph: Graph, **rest: Any
+    ) -> tuple[list[Array], list[bool]]:
         found, mask = derived(graph, ("vmap", size, *batched), lambda: batch_graph(graph, size, batched))
         return bind(prim, *args, *found.captured, graph=found.graph, **rest), mask
 
-    prim = Primitive(name, type_rule, impl, "control", multiple=True, jvp=jvp, transpose=transpose, batch=batch)
+    prim = Primitive(
+        name, type_rule, impl, "control", multiple=True, jvp=jvp, transpose=transpose, batch=batch
+    )
     return register(prim)
 
 
@@ -96,7 +110,9 @@ def checkpoint(f: F) -> F:
             return f(*args, **kwargs)
         leaves, in_tree = tree.flatten((args, kwargs))
         arrays = [as_array(x, "checkpoint") for x in leaves]
-        graph, captured, out_tree = trace_to_graph(lambda a, k: f(*a, **k), in_tree, arrays, "checkpoint")
+        graph, captured, out_tree = trace_to_graph(
+            lambda a, k: f(*a, **k), in_tree, arrays, "checkpoint", leaves
+        )
         outs = bind(checkpoint_p, *arrays, *captured, graph=graph)
         return tree.unflatten(out_tree, outs)
 
@@ -105,15 +121,20 @@ def checkpoint(f: F) -> F:
     return checkpointed
 
 
-def trace_to_graph(f: F, in_tree: Any, arrays: Sequence[Any], what: str) -> tuple[Graph, list[Array], Any]:
-    """Trace `f(*unflatten(in_tree, tracers))`: graph, captured arrays (its last inputs), output structure."""
+def trace_to_graph(
+    f: F, in_tree: Any, arrays: Sequence[Any], what: str, leaves: Sequence[Any] = (), whole: bool = False
+) -> tuple[Graph, list[Array], Any]:
+    """Trace `f(*unflatten(in_tree, tracers))`: graph, captured arrays (its last inputs), output structure.
+
+    Where `leaves`, the arguments as the user gave them, are bare scalars, they stay weak in promotion."""
 
     def flat(*tracers: Array) -> Any:
         leaves, out_tree = tree.flatten(f(*tree.unflatten(in_tree, tracers)))
         return [as_array(x, what) for x in leaves], out_tree
 
     types = [x if isinstance(x, Type) else x.type for x in arrays]
-    traced = trace(flat, types, what=what, name=getattr(f, "__name__", what))
+    weak = [weak_kind(x) for x in leaves]
+    traced = trace(flat, types, what=what, name=getattr(f, "__name__", what), weak=weak, whole=whole)
     return traced.graph, traced.captured, traced.aux
 
 

@@ -1,8 +1,8 @@
 """Derivatives given by the user: `custom_jvp` and `custom_vjp`.
 
-    @fgrad.custom_vjp
-    def f(x): ...
-    f.defvjp(fwd, bwd)      # fwd(x) -> (out, residuals);  bwd(residuals, cotangent) -> (cotangent of x,)
+@fgrad.custom_vjp
+def f(x): ...
+f.defvjp(fwd, bwd)      # fwd(x) -> (out, residuals);  bwd(residuals, cotangent) -> (cotangent of x,)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fgrad.ir import Graph, Linear, Primitive, Type, register
 from fgrad.ops.builders import batch_operand, full
 from fgrad.ops.reduce import reduce_sum
 from fgrad.reference import run_numpy
-from fgrad.trace import bind, current_stack
+from fgrad.trace import bind, current_stack, in_user_code
 from fgrad.transforms.jvp import instantiate
 from fgrad.transforms.vmap import batch_graph
 from fgrad.vectorize import vmap
@@ -45,25 +45,38 @@ def _zeros_kept(t: Array | None, like: Any) -> Array:
 def _no_outside(name: str, tangents: Sequence[Array | None]) -> None:
     if any(t is not None for t in tangents):
         raise FgradTypeError(
-            message(name, "the function closes over a value that is being differentiated, for which it has no rule", "pass that value as an argument")
+            message(
+                name,
+                "the function closes over a value that is being differentiated, for which it has no rule",
+                "pass that value as an argument",
+            )
         )
 
 
 # ------------------------------------------------------------------------------------------------ custom_jvp
 
 
-def _custom_jvp_rule(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, graph: Graph, rule: F, n: int) -> list[Array | None]:
+def _custom_jvp_rule(
+    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, graph: Graph, rule: F, n: int
+) -> list[Array | None]:
     _no_outside("custom_jvp", tangents[n:])
     return rule(primals[:n], [_zeros_kept(t, p) for t, p in zip(tangents[:n], primals[:n], strict=True)])
 
 
-def _custom_jvp_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, graph: Graph, rule: F, n: int) -> tuple[list[Array], list[bool]]:
+def _custom_jvp_batch(
+    size: int, args: Sequence[Array], batched: Sequence[bool], *, graph: Graph, rule: F, n: int
+) -> tuple[list[Array], list[bool]]:
     found, _ = derived(graph, ("vmap", size, *batched, True), lambda: batch_graph(graph, size, batched, True))
     axes = tuple(0 if b else None for b in batched[:n])
 
     def batched_rule(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-        tangent_axes = tuple(0 if b or dtypes.is_inexact(p.dtype) else None for b, p in zip(batched[:n], primals, strict=True))
-        spread = [batch_operand(t, size) if a == 0 and not b else t for t, a, b in zip(tangents, tangent_axes, batched[:n], strict=True)]
+        tangent_axes = tuple(
+            0 if b or dtypes.is_inexact(p.dtype) else None for b, p in zip(batched[:n], primals, strict=True)
+        )
+        spread = [
+            batch_operand(t, size) if a == 0 and not b else t
+            for t, a, b in zip(tangents, tangent_axes, batched[:n], strict=True)
+        ]
         return vmap(lambda p, t: rule(p, t), in_axes=(list(axes), list(tangent_axes)))(list(primals), spread)
 
     outs = bind(custom_jvp_p, *args, *found.captured, graph=found.graph, rule=batched_rule, n=n)
@@ -71,7 +84,15 @@ def _custom_jvp_batch(size: int, args: Sequence[Array], batched: Sequence[bool],
 
 
 custom_jvp_p = register(
-    Primitive("custom_jvp_call", _call_type, _call_impl, "control", multiple=True, jvp=_custom_jvp_rule, batch=_custom_jvp_batch)
+    Primitive(
+        "custom_jvp_call",
+        _call_type,
+        _call_impl,
+        "control",
+        multiple=True,
+        jvp=_custom_jvp_rule,
+        batch=_custom_jvp_batch,
+    )
 )
 
 
@@ -92,18 +113,28 @@ class custom_jvp:
 
     def __call__(self, *args: Any) -> Any:
         if self.rule is None:
-            raise FgradValueError(message(f"custom_jvp {self.f.__name__}", "no derivative is defined", "define it with @f.defjvp"))
+            raise FgradValueError(
+                message(
+                    f"custom_jvp {self.f.__name__}", "no derivative is defined", "define it with @f.defjvp"
+                )
+            )
         if not current_stack():
             return self.f(*args)
         leaves, in_tree = tree.flatten(tuple(args))
         arrays = [as_array(x, "custom_jvp") for x in leaves]
-        graph, captured, out_tree = trace_to_graph(self.f, in_tree, arrays, "custom_jvp")
+        graph, captured, out_tree = trace_to_graph(self.f, in_tree, arrays, "custom_jvp", leaves)
         user_rule = self.rule
 
         def rule(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-            out = user_rule(tree.unflatten(in_tree, primals), tree.unflatten(in_tree, tangents))
+            with in_user_code():
+                out = user_rule(tree.unflatten(in_tree, primals), tree.unflatten(in_tree, tangents))
             if not (isinstance(out, tuple) and len(out) == 2) or tree.structure(out[1]) != out_tree:
-                raise FgradTypeError(message("custom_jvp", f"the rule of {user_rule.__name__} must return (out, tangent_out), each structured as the function's output; got {describe(out)}"))
+                raise FgradTypeError(
+                    message(
+                        "custom_jvp",
+                        f"the rule of {user_rule.__name__} must return (out, tangent_out), each structured as the function's output; got {describe(out)}",
+                    )
+                )
             return [as_array(x, "custom_jvp") for x in tree.leaves(out[1])]
 
         outs = bind(custom_jvp_p, *arrays, *captured, graph=graph, rule=rule, n=len(arrays))
@@ -113,7 +144,16 @@ class custom_jvp:
 # ------------------------------------------------------------------------------------------------ custom_vjp
 
 
-def _custom_vjp_rule(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Sequence[Array], *, graph: Graph, fwd: F, bwd: F, n: int) -> list[Array]:
+def _custom_vjp_rule(
+    primals: Sequence[Array],
+    tangents: Sequence[Array | None],
+    outs: Sequence[Array],
+    *,
+    graph: Graph,
+    fwd: F,
+    bwd: F,
+    n: int,
+) -> list[Array]:
     _no_outside("custom_vjp", tangents[n:])
     residuals, res_tree = fwd(primals[:n])
     full_tangents = [_zeros_kept(t, p) for t, p in zip(tangents[:n], primals[:n], strict=True)]
@@ -127,7 +167,9 @@ def _custom_vjp_rule(primals: Sequence[Array], tangents: Sequence[Array | None],
     )
 
 
-def _custom_vjp_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, graph: Graph, fwd: F, bwd: F, n: int) -> tuple[list[Array], list[bool]]:
+def _custom_vjp_batch(
+    size: int, args: Sequence[Array], batched: Sequence[bool], *, graph: Graph, fwd: F, bwd: F, n: int
+) -> tuple[list[Array], list[bool]]:
     found, _ = derived(graph, ("vmap", size, *batched, True), lambda: batch_graph(graph, size, batched, True))
     axes = [0 if b else None for b in batched[:n]]
 
@@ -152,15 +194,27 @@ def _custom_vjp_batch(size: int, args: Sequence[Array], batched: Sequence[bool],
 
         found_cts = iter(vmap(one)(leaves, list(cts)))
         results = [next(found_cts) if on else None for on in masks[0]]
-        from_batch = [r if r is None or b else reduce_sum(r, (0,)) for r, b in zip(results, batched[:n], strict=True)]
+        from_batch = [
+            r if r is None or b else reduce_sum(r, (0,)) for r, b in zip(results, batched[:n], strict=True)
+        ]
         return from_batch
 
-    outs = bind(custom_vjp_p, *args, *found.captured, graph=found.graph, fwd=batched_fwd, bwd=batched_bwd, n=n)
+    outs = bind(
+        custom_vjp_p, *args, *found.captured, graph=found.graph, fwd=batched_fwd, bwd=batched_bwd, n=n
+    )
     return outs, [True] * len(outs)
 
 
 custom_vjp_p = register(
-    Primitive("custom_vjp_call", _call_type, _call_impl, "control", multiple=True, jvp=_custom_vjp_rule, batch=_custom_vjp_batch)
+    Primitive(
+        "custom_vjp_call",
+        _call_type,
+        _call_impl,
+        "control",
+        multiple=True,
+        jvp=_custom_vjp_rule,
+        batch=_custom_vjp_batch,
+    )
 )
 
 
@@ -169,14 +223,28 @@ def _linear_type(*types: Type, bwd: F, n_residuals: int, out_types: tuple[Type, 
 
 
 def _linear_impl(*args: np.ndarray, **_: Any) -> Any:
-    raise FgradTypeError(message("custom_vjp", "forward-mode derivatives of a function with custom_vjp are not defined", "use custom_jvp, or reverse mode (grad, vjp, jacrev)"))
+    raise FgradTypeError(
+        message(
+            "custom_vjp",
+            "forward-mode derivatives of a function with custom_vjp are not defined",
+            "use custom_jvp, or reverse mode (grad, vjp, jacrev)",
+        )
+    )
 
 
-def _linear_transpose(cts: Sequence[Array | None], *inputs: Any, bwd: F, n_residuals: int, out_types: tuple[Type, ...]) -> list[Array | None]:
+def _linear_transpose(
+    cts: Sequence[Array | None], *inputs: Any, bwd: F, n_residuals: int, out_types: tuple[Type, ...]
+) -> list[Array | None]:
     residuals, linear = inputs[:n_residuals], inputs[n_residuals:]
     results = bwd(list(residuals), [instantiate(c, t) for c, t in zip(cts, out_types, strict=True)])
     if len(results) != len(linear):
-        raise FgradTypeError(message("custom_vjp", f"bwd returned {len(results)} cotangents for {len(linear)} inputs", "return a tuple with one entry an argument (None for zero)"))
+        raise FgradTypeError(
+            message(
+                "custom_vjp",
+                f"bwd returned {len(results)} cotangents for {len(linear)} inputs",
+                "return a tuple with one entry an argument (None for zero)",
+            )
+        )
     found: list[Array | None] = [None] * n_residuals
     for r, x in zip(results, linear, strict=True):
         if not isinstance(x, Linear) or r is None:
@@ -184,12 +252,22 @@ def _linear_transpose(cts: Sequence[Array | None], *inputs: Any, bwd: F, n_resid
             continue
         ct = as_array(r, "custom_vjp")
         if ct.type != x.type:
-            raise FgradTypeError(message("custom_vjp", f"bwd returned a cotangent {ct.type} for an input {x.type}", "a cotangent has the shape and dtype of its input"))
+            raise FgradTypeError(
+                message(
+                    "custom_vjp",
+                    f"bwd returned a cotangent {ct.type} for an input {x.type}",
+                    "a cotangent has the shape and dtype of its input",
+                )
+            )
         found.append(ct)
     return found
 
 
-custom_linear_p = register(Primitive("custom_vjp_linear", _linear_type, _linear_impl, "control", multiple=True, transpose=_linear_transpose))
+custom_linear_p = register(
+    Primitive(
+        "custom_vjp_linear", _linear_type, _linear_impl, "control", multiple=True, transpose=_linear_transpose
+    )
+)
 
 
 class custom_vjp:
@@ -210,25 +288,41 @@ class custom_vjp:
 
     def __call__(self, *args: Any) -> Any:
         if self.fwd is None or self.bwd is None:
-            raise FgradValueError(message(f"custom_vjp {self.f.__name__}", "no derivative is defined", "define it with f.defvjp(fwd, bwd)"))
+            raise FgradValueError(
+                message(
+                    f"custom_vjp {self.f.__name__}",
+                    "no derivative is defined",
+                    "define it with f.defvjp(fwd, bwd)",
+                )
+            )
         if not current_stack():
             return self.f(*args)
         leaves, in_tree = tree.flatten(tuple(args))
         arrays = [as_array(x, "custom_vjp") for x in leaves]
-        graph, captured, out_tree = trace_to_graph(self.f, in_tree, arrays, "custom_vjp")
+        graph, captured, out_tree = trace_to_graph(self.f, in_tree, arrays, "custom_vjp", leaves)
         user_fwd, user_bwd = self.fwd, self.bwd
 
         def fwd(primals: Sequence[Array]) -> tuple[list[Array], Any]:
-            out = user_fwd(*tree.unflatten(in_tree, primals))
+            with in_user_code():
+                out = user_fwd(*tree.unflatten(in_tree, primals))
             if not (isinstance(out, tuple) and len(out) == 2):
-                raise FgradTypeError(message("custom_vjp", f"fwd must return (out, residuals), got {describe(out)}"))
+                raise FgradTypeError(
+                    message("custom_vjp", f"fwd must return (out, residuals), got {describe(out)}")
+                )
             res_leaves, res_tree = tree.flatten(out[1])
             return [as_array(x, "custom_vjp") for x in res_leaves], res_tree
 
         def bwd(residuals: Any, cts: Sequence[Array]) -> list[Array | None]:
-            results = user_bwd(residuals, tree.unflatten(out_tree, cts))
+            with in_user_code():
+                results = user_bwd(residuals, tree.unflatten(out_tree, cts))
             if not isinstance(results, tuple) or len(results) != len(args):
-                raise FgradTypeError(message("custom_vjp", f"bwd must return a tuple of {len(args)} cotangents, got {describe(results)}", "return a tuple with one entry an argument (None for zero)"))
+                raise FgradTypeError(
+                    message(
+                        "custom_vjp",
+                        f"bwd must return a tuple of {len(args)} cotangents, got {describe(results)}",
+                        "return a tuple with one entry an argument (None for zero)",
+                    )
+                )
             flat: list[Array | None] = []
             for arg, result in zip(args, results, strict=True):
                 count = len(tree.leaves(arg))
@@ -237,4 +331,3 @@ class custom_vjp:
 
         outs = bind(custom_vjp_p, *arrays, *captured, graph=graph, fwd=fwd, bwd=bwd, n=len(arrays))
         return tree.unflatten(out_tree, outs)
-

@@ -29,11 +29,15 @@ from fgrad.transforms.vmap import batch_graph
 F = Callable[..., Any]
 
 
-def _while_type(*types: Type, cond: Graph, body: Graph, cond_consts: int, body_consts: int) -> tuple[Type, ...]:
+def _while_type(
+    *types: Type, cond: Graph, body: Graph, cond_consts: int, body_consts: int
+) -> tuple[Type, ...]:
     return types[cond_consts + body_consts :]
 
 
-def _while_impl(*args: np.ndarray, cond: Graph, body: Graph, cond_consts: int, body_consts: int) -> list[np.ndarray]:
+def _while_impl(
+    *args: np.ndarray, cond: Graph, body: Graph, cond_consts: int, body_consts: int
+) -> list[np.ndarray]:
     cc, bc = args[:cond_consts], args[cond_consts : cond_consts + body_consts]
     carry = list(args[cond_consts + body_consts :])
     while bool(run_numpy(cond, [*cc, *carry])[0]):
@@ -42,24 +46,45 @@ def _while_impl(*args: np.ndarray, cond: Graph, body: Graph, cond_consts: int, b
 
 
 def _while_jvp(
-    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, cond: Graph, body: Graph, cond_consts: int, body_consts: int
+    primals: Sequence[Array],
+    tangents: Sequence[Array | None],
+    outs: Any,
+    *,
+    cond: Graph,
+    body: Graph,
+    cond_consts: int,
+    body_consts: int,
 ) -> list[Array | None]:
     start = cond_consts + body_consts
     const_t, carry_t = tangents[cond_consts:start], tangents[start:]
     const_on = [t is not None for t in const_t]
-    carry_on = fixed_point(lambda on: tangent_graph(body, [*const_on, *on])[2], [t is not None for t in carry_t])
+    carry_on = fixed_point(
+        lambda on: tangent_graph(body, [*const_on, *on])[2], [t is not None for t in carry_t]
+    )
     g, captured, _ = tangent_graph(body, [*const_on, *carry_on], carry_on)
     n_carry, n_on = len(carry_on), sum(carry_on)
     # g: (consts, carry, const tangents, carry tangents, captured) -> carry tangents. The loop carries (carry, carry tangents).
     k, nt = body_consts, sum(const_on)
     ins = g.inputs
     consts, carry = ins[:k], ins[k : k + n_carry]
-    const_tangents, carry_tangents = ins[k + n_carry : k + n_carry + nt], ins[k + n_carry + nt : k + n_carry + nt + n_on]
+    const_tangents, carry_tangents = (
+        ins[k + n_carry : k + n_carry + nt],
+        ins[k + n_carry + nt : k + n_carry + nt + n_on],
+    )
     caps = ins[k + n_carry + nt + n_on :]
     have = set(body.eqns)  # the tangent graph shares equations with the body
-    both = Graph((*consts, *const_tangents, *caps, *carry, *carry_tangents), [*body.eqns, *[e for e in g.eqns if e not in have]], (*body.outputs, *g.outputs), f"jvp {body.name}")
+    both = Graph(
+        (*consts, *const_tangents, *caps, *carry, *carry_tangents),
+        [*body.eqns, *[e for e in g.eqns if e not in have]],
+        (*body.outputs, *g.outputs),
+        f"jvp {body.name}",
+    )
     wider = Graph((*cond.inputs, *[Var(v.type) for v in carry_tangents]), cond.eqns, cond.outputs, cond.name)
-    first = [t if t is not None else full_like(p, 0) for t, p, on in zip(carry_t, primals[start:], carry_on, strict=True) if on]
+    first = [
+        t if t is not None else full_like(p, 0)
+        for t, p, on in zip(carry_t, primals[start:], carry_on, strict=True)
+        if on
+    ]
     result = bind(
         while_p,
         *primals[:start],
@@ -88,13 +113,22 @@ def _while_transpose(*_: Any, **__: Any) -> Any:
 
 
 def _while_batch(
-    size: int, args: Sequence[Array], batched: Sequence[bool], *, cond: Graph, body: Graph, cond_consts: int, body_consts: int
+    size: int,
+    args: Sequence[Array],
+    batched: Sequence[bool],
+    *,
+    cond: Graph,
+    body: Graph,
+    cond_consts: int,
+    body_consts: int,
 ) -> tuple[list[Array], list[bool]]:
     start = cond_consts + body_consts
     cc_on, bc_on = list(batched[:cond_consts]), list(batched[cond_consts:start])
 
     def cond_on(on: list[bool]) -> bool:
-        return derived(cond, ("vmap", size, *cc_on, *on), lambda: batch_graph(cond, size, [*cc_on, *on]))[1][0]
+        return derived(cond, ("vmap", size, *cc_on, *on), lambda: batch_graph(cond, size, [*cc_on, *on]))[1][
+            0
+        ]
 
     def step(on: list[bool]) -> list[bool]:
         if cond_on(on):
@@ -105,13 +139,21 @@ def _while_batch(
     by_example = cond_on(carry_on)
     b, _ = batch_graph(body, size, [*bc_on, *carry_on], carry_on)
     c, _ = batch_graph(cond, size, [*cc_on, *carry_on])
-    carry = [x if was or not on else broadcast(x, (size, *x.shape), range(1, x.ndim + 1)) for x, was, on in zip(args[start:], batched[start:], carry_on, strict=True)]
+    carry = [
+        x if was or not on else broadcast(x, (size, *x.shape), range(1, x.ndim + 1))
+        for x, was, on in zip(args[start:], batched[start:], carry_on, strict=True)
+    ]
     cc, bc = list(args[:cond_consts]), list(args[cond_consts:start])
-    body_graph, cond_graph = _consts_first(b.graph, body_consts, len(b.captured)), _consts_first(c.graph, cond_consts, len(c.captured))
+    body_graph, cond_graph = (
+        _consts_first(b.graph, body_consts, len(b.captured)),
+        _consts_first(c.graph, cond_consts, len(c.captured)),
+    )
     bc, cc = [*bc, *b.captured], [*cc, *c.captured]
     if by_example:
         body_graph, cond_graph, bc = _guarded(body_graph, cond_graph, bc, cc), _any(cond_graph), [*bc, *cc]
-    outs = bind(while_p, *cc, *bc, *carry, cond=cond_graph, body=body_graph, cond_consts=len(cc), body_consts=len(bc))
+    outs = bind(
+        while_p, *cc, *bc, *carry, cond=cond_graph, body=body_graph, cond_consts=len(cc), body_consts=len(bc)
+    )
     return outs, carry_on
 
 
@@ -120,7 +162,9 @@ def _consts_first(graph: Graph, consts: int, captured: int) -> Graph:
     if not captured:
         return graph
     ins = graph.inputs
-    return Graph((*ins[:consts], *ins[-captured:], *ins[consts:-captured]), graph.eqns, graph.outputs, graph.name)
+    return Graph(
+        (*ins[:consts], *ins[-captured:], *ins[consts:-captured]), graph.eqns, graph.outputs, graph.name
+    )
 
 
 def _any(cond: Graph) -> Graph:
@@ -145,7 +189,16 @@ def _guarded(body: Graph, cond: Graph, body_consts: Sequence[Array], cond_consts
 
 
 while_p = register(
-    Primitive("while_loop", _while_type, _while_impl, "control", multiple=True, jvp=_while_jvp, transpose=_while_transpose, batch=_while_batch)
+    Primitive(
+        "while_loop",
+        _while_type,
+        _while_impl,
+        "control",
+        multiple=True,
+        jvp=_while_jvp,
+        transpose=_while_transpose,
+        batch=_while_batch,
+    )
 )
 
 
@@ -154,9 +207,14 @@ def while_loop(cond_fun: F, body_fun: F, init: Any) -> Any:
     leaves, structure = tree.flatten(init)
     arrays = [as_array(x, "while_loop") for x in leaves]
     in_tree = tree.structure((init,))
-    cond, cc, cond_tree = trace_to_graph(cond_fun, in_tree, arrays, "while_loop")
+    cond, cc, _ = trace_to_graph(cond_fun, in_tree, arrays, "while_loop")
     if len(cond.outputs) != 1 or cond.out_types[0] != Type((), dtypes.bool_):
-        raise FgradTypeError(message("while_loop", f"cond_fun must return one boolean scalar, it returned {', '.join(map(str, cond.out_types))}"))
+        raise FgradTypeError(
+            message(
+                "while_loop",
+                f"cond_fun must return one boolean scalar, it returned {', '.join(map(str, cond.out_types))}",
+            )
+        )
     body, bc, body_tree = trace_to_graph(body_fun, in_tree, arrays, "while_loop")
     check_carry("while_loop", [x.type for x in arrays], body.out_types, structure, body_tree)
     outs = bind(

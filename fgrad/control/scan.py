@@ -32,7 +32,9 @@ from fgrad.transforms.vmap import batch_graph
 F = Callable[..., Any]
 
 
-def _scan_type(*types: Type, body: Graph, consts: int, carry: int, length: int, reverse: bool) -> tuple[Type, ...]:
+def _scan_type(
+    *types: Type, body: Graph, consts: int, carry: int, length: int, reverse: bool
+) -> tuple[Type, ...]:
     for t in types[consts + carry :]:
         if not t.shape or t.shape[0] != length:
             raise FgradTypeError(message("scan", f"scanned arrays need a leading axis of {length}, got {t}"))
@@ -40,7 +42,9 @@ def _scan_type(*types: Type, body: Graph, consts: int, carry: int, length: int, 
     return (*types[consts : consts + carry], *[Type((length, *y.shape), y.dtype) for y in ys])
 
 
-def _scan_impl(*args: np.ndarray, body: Graph, consts: int, carry: int, length: int, reverse: bool) -> list[np.ndarray]:
+def _scan_impl(
+    *args: np.ndarray, body: Graph, consts: int, carry: int, length: int, reverse: bool
+) -> list[np.ndarray]:
     fixed, state, xs = list(args[:consts]), list(args[consts : consts + carry]), args[consts + carry :]
     stacked = [np.empty((length, *y.shape), y.dtype) for y in body.out_types[carry:]]
     for i in reversed(range(length)) if reverse else range(length):
@@ -61,7 +65,15 @@ def fixed_point(step: Callable[[list[bool]], list[bool]], start: list[bool]) -> 
 
 
 def _scan_jvp(
-    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, body: Graph, consts: int, carry: int, length: int, reverse: bool
+    primals: Sequence[Array],
+    tangents: Sequence[Array | None],
+    outs: Any,
+    *,
+    body: Graph,
+    consts: int,
+    carry: int,
+    length: int,
+    reverse: bool,
 ) -> list[Array | None]:
     ct, st, xt = tangents[:consts], tangents[consts : consts + carry], tangents[consts + carry :]
     const_on, x_on = [t is not None for t in ct], [t is not None for t in xt]
@@ -90,10 +102,21 @@ def _scan_jvp(
     known_eqns = _merge(body.eqns, parts.known.eqns)
     caps = g.inputs[n_in + n_new :]
     first = Graph(
-        (*body.inputs[:consts], *caps, *body.inputs[consts:]), known_eqns, (*body.outputs, *stacked), f"residuals {body.name}"
+        (*body.inputs[:consts], *caps, *body.inputs[consts:]),
+        known_eqns,
+        (*body.outputs, *stacked),
+        f"residuals {body.name}",
     )
     results = bind(
-        scan_p, *primals[:consts], *captured, *primals[consts:], body=first, consts=consts + len(captured), carry=carry, length=length, reverse=reverse
+        scan_p,
+        *primals[:consts],
+        *captured,
+        *primals[consts:],
+        body=first,
+        consts=consts + len(captured),
+        carry=carry,
+        length=length,
+        reverse=reverse,
     )
     saved = results[len(body.outputs) :]
     by_const = dict(zip((*body.inputs[:consts], *caps), (*primals[:consts], *captured), strict=True))
@@ -102,8 +125,14 @@ def _scan_jvp(
     new = g.inputs[n_in : n_in + n_new]
     nc, ns = sum(const_on), sum(carry_on)
     tc, ts, tx = new[:nc], new[nc : nc + ns], new[nc + ns :]
-    linear = Graph((*invariant, *tc, *ts, *scanned, *stacked, *tx), parts.unknown.eqns, g.outputs, f"linear {body.name}")
-    t0 = [instantiate(t, p) for t, p, on in zip(st, primals[consts : consts + carry], carry_on, strict=True) if on]
+    linear = Graph(
+        (*invariant, *tc, *ts, *scanned, *stacked, *tx), parts.unknown.eqns, g.outputs, f"linear {body.name}"
+    )
+    t0 = [
+        instantiate(t, p)
+        for t, p, on in zip(st, primals[consts : consts + carry], carry_on, strict=True)
+        if on
+    ]
     found = iter(
         bind(
             scan_p,
@@ -133,15 +162,26 @@ def _merge(a: list[Any], b: list[Any]) -> list[Any]:
     return [*a, *[e for e in b if e not in have]]
 
 
-def _scan_transpose(cts: Sequence[Array | None], *inputs: Any, body: Graph, consts: int, carry: int, length: int, reverse: bool) -> list[Array | None]:
+def _scan_transpose(
+    cts: Sequence[Array | None],
+    *inputs: Any,
+    body: Graph,
+    consts: int,
+    carry: int,
+    length: int,
+    reverse: bool,
+) -> list[Array | None]:
     wanted = [isinstance(x, Linear) for x in inputs]
     # A carry that starts from a known zero and takes up linear values is linear too.
     on = list(wanted)
     on[consts : consts + carry] = fixed_point(
-        lambda mask: _depends(body, [*on[:consts], *mask, *on[consts + carry :]])[:carry], wanted[consts : consts + carry]
+        lambda mask: _depends(body, [*on[:consts], *mask, *on[consts + carry :]])[:carry],
+        wanted[consts : consts + carry],
     )
     if not all(on[consts : consts + carry]):
-        raise NotImplementedError(message("scan", "the transpose of a scan with a carry that is only partly linear"))
+        raise NotImplementedError(
+            message("scan", "the transpose of a scan with a carry that is only partly linear")
+        )
     fixed_c = [x for x, o in zip(inputs[:consts], on[:consts], strict=True) if not o]
     fixed_x = [x for x, o in zip(inputs[consts + carry :], on[consts + carry :], strict=True) if not o]
     n_lin_c = sum(on[:consts])
@@ -154,16 +194,26 @@ def _scan_transpose(cts: Sequence[Array | None], *inputs: Any, body: Graph, cons
     with deriving("transpose") as t:
         t.eqns.extend(g.eqns)
         sums = [Var(v.type) for v, o in zip(body.inputs[:consts], on[:consts], strict=True) if o]
-        added = [t.lift(add(as_tracer(t, s), as_tracer(t, o))) for s, o in zip(sums, g.outputs[:n_lin_c], strict=True)]
+        added = [
+            t.lift(add(as_tracer(t, s), as_tracer(t, o)))
+            for s, o in zip(sums, g.outputs[:n_lin_c], strict=True)
+        ]
     ins = g.inputs
-    ct_carry, ct_ys, caps = ins[nf + nx : nf + nx + carry], ins[nf + nx + carry : nf + nx + carry + ny], ins[nf + nx + carry + ny :]
+    ct_carry, ct_ys, caps = (
+        ins[nf + nx : nf + nx + carry],
+        ins[nf + nx + carry : nf + nx + carry + ny],
+        ins[nf + nx + carry + ny :],
+    )
     step = Graph(
         (*ins[:nf], *caps, *sums, *ct_carry, *ins[nf : nf + nx], *ct_ys),
         t.eqns,
         (*added, *g.outputs[n_lin_c : n_lin_c + carry], *g.outputs[n_lin_c + carry :]),
         f"transpose {body.name}",
     )
-    out_types = [*body.out_types[:carry], *[Type((length, *y.shape), y.dtype) for y in body.out_types[carry:]]]
+    out_types = [
+        *body.out_types[:carry],
+        *[Type((length, *y.shape), y.dtype) for y in body.out_types[carry:]],
+    ]
     full_cts = [instantiate(c, ty) for c, ty in zip(cts, out_types, strict=True)]
     result = bind(
         scan_p,
@@ -179,7 +229,11 @@ def _scan_transpose(cts: Sequence[Array | None], *inputs: Any, body: Graph, cons
         length=length,
         reverse=not reverse,
     )
-    found_c, found_s, found_x = iter(result[:n_lin_c]), iter(result[n_lin_c : n_lin_c + carry]), iter(result[n_lin_c + carry :])
+    found_c, found_s, found_x = (
+        iter(result[:n_lin_c]),
+        iter(result[n_lin_c : n_lin_c + carry]),
+        iter(result[n_lin_c + carry :]),
+    )
     sources = [found_c] * consts + [found_s] * carry + [found_x] * (len(inputs) - consts - carry)
     every = [next(s) if o else None for s, o in zip(sources, on, strict=True)]
     return [x if w else None for x, w in zip(every, wanted, strict=True)]
@@ -194,31 +248,75 @@ def _depends(graph: Graph, on: Sequence[bool]) -> list[bool]:
     return [isinstance(a, Var) and a in reached for a in graph.outputs]
 
 
-def _scan_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, body: Graph, consts: int, carry: int, length: int, reverse: bool) -> tuple[list[Array], list[bool]]:
+def _scan_batch(
+    size: int,
+    args: Sequence[Array],
+    batched: Sequence[bool],
+    *,
+    body: Graph,
+    consts: int,
+    carry: int,
+    length: int,
+    reverse: bool,
+) -> tuple[list[Array], list[bool]]:
     c_on, x_on = list(batched[:consts]), list(batched[consts + carry :])
 
     def step(on: list[bool]) -> list[bool]:
-        return derived(body, ("vmap", size, *c_on, *on, *x_on), lambda: batch_graph(body, size, [*c_on, *on, *x_on]))[1][:carry]
+        return derived(
+            body, ("vmap", size, *c_on, *on, *x_on), lambda: batch_graph(body, size, [*c_on, *on, *x_on])
+        )[1][:carry]
 
     s_on = fixed_point(step, list(batched[consts : consts + carry]))
     free = batch_graph(body, size, [*c_on, *s_on, *x_on])[1][carry:]
     found, _ = batch_graph(body, size, [*c_on, *s_on, *x_on], [*s_on, *free])
-    state = [batch_operand(x, size) if on and not was else x for x, on, was in zip(args[consts : consts + carry], s_on, batched[consts : consts + carry], strict=True)]
+    state = [
+        batch_operand(x, size) if on and not was else x
+        for x, on, was in zip(
+            args[consts : consts + carry], s_on, batched[consts : consts + carry], strict=True
+        )
+    ]
     xs = [move_axis(x, 0, 1) if on else x for x, on in zip(args[consts + carry :], x_on, strict=True)]
     k = len(found.captured)
     ins = found.graph.inputs
-    ordered = Graph((*ins[:consts], *ins[len(ins) - k :], *ins[consts : len(ins) - k]), found.graph.eqns, found.graph.outputs, found.graph.name)
-    outs = bind(scan_p, *args[:consts], *found.captured, *state, *xs, body=ordered, consts=consts + k, carry=carry, length=length, reverse=reverse)
+    ordered = Graph(
+        (*ins[:consts], *ins[len(ins) - k :], *ins[consts : len(ins) - k]),
+        found.graph.eqns,
+        found.graph.outputs,
+        found.graph.name,
+    )
+    outs = bind(
+        scan_p,
+        *args[:consts],
+        *found.captured,
+        *state,
+        *xs,
+        body=ordered,
+        consts=consts + k,
+        carry=carry,
+        length=length,
+        reverse=reverse,
+    )
     ys = [move_axis(y, 1, 0) if on else y for y, on in zip(outs[carry:], free, strict=True)]
     return [*outs[:carry], *ys], [*s_on, *free]
 
 
 scan_p = register(
-    Primitive("scan", _scan_type, _scan_impl, "control", multiple=True, jvp=_scan_jvp, transpose=_scan_transpose, batch=_scan_batch)
+    Primitive(
+        "scan",
+        _scan_type,
+        _scan_impl,
+        "control",
+        multiple=True,
+        jvp=_scan_jvp,
+        transpose=_scan_transpose,
+        batch=_scan_batch,
+    )
 )
 
 
-def scan(f: F, init: Any, xs: Any = None, length: int | None = None, reverse: bool = False) -> tuple[Any, Any]:
+def scan(
+    f: F, init: Any, xs: Any = None, length: int | None = None, reverse: bool = False
+) -> tuple[Any, Any]:
     """`carry, ys`: apply `f(carry, x) -> (carry, y)` along the leading axis of `xs`, stacking the `y`s.
 
     Args:
@@ -233,7 +331,12 @@ def scan(f: F, init: Any, xs: Any = None, length: int | None = None, reverse: bo
         lengths.add(int(length))
     if len(lengths) != 1 or None in lengths:
         got = ", ".join(str(x.type) for x in x_leaves)
-        raise FgradValueError(message("scan", f"scanned arrays must share one leading axis length{f' equal to length={length}' if length is not None else ''}, got {got or 'no xs and no length'}"))
+        raise FgradValueError(
+            message(
+                "scan",
+                f"scanned arrays must share one leading axis length{f' equal to length={length}' if length is not None else ''}, got {got or 'no xs and no length'}",
+            )
+        )
     n = int(lengths.pop())  # type: ignore[arg-type]
     leaves, structure = tree.flatten(init)
     carry = [as_array(x, "scan") for x in leaves]
@@ -242,30 +345,57 @@ def scan(f: F, init: Any, xs: Any = None, length: int | None = None, reverse: bo
     def step(c: Any, x: Any) -> Any:
         out = f(c, x)
         if not (isinstance(out, tuple) and len(out) == 2):
-            raise FgradTypeError(message("scan", f"the function must return (carry, y), it returned {type(out).__name__}", "return (carry, None) if there is nothing to stack"))
+            raise FgradTypeError(
+                message(
+                    "scan",
+                    f"the function must return (carry, y), it returned {type(out).__name__}",
+                    "return (carry, None) if there is nothing to stack",
+                )
+            )
         return out
 
     in_tree = tree.structure((init, xs))
     graph, captured, out_tree = trace_to_graph(step, in_tree, [*[c.type for c in carry], *x_types], "scan")
     carry_tree, y_tree = out_tree.children()
-    check_carry("scan", [c.type for c in carry], graph.out_types[: carry_tree.num_leaves], structure, carry_tree)
+    check_carry(
+        "scan", [c.type for c in carry], graph.out_types[: carry_tree.num_leaves], structure, carry_tree
+    )
     k, nc = len(captured), len(carry)
     ins = graph.inputs
-    body = Graph((*ins[len(ins) - k :], *ins[: len(ins) - k]), graph.eqns, graph.outputs, getattr(f, "__name__", "body"))
-    outs = bind(scan_p, *captured, *carry, *x_leaves, body=body, consts=k, carry=nc, length=n, reverse=reverse)
+    body = Graph(
+        (*ins[len(ins) - k :], *ins[: len(ins) - k]),
+        graph.eqns,
+        graph.outputs,
+        getattr(f, "__name__", "body"),
+    )
+    outs = bind(
+        scan_p, *captured, *carry, *x_leaves, body=body, consts=k, carry=nc, length=n, reverse=reverse
+    )
     return tree.unflatten(structure, outs[:nc]), tree.unflatten(y_tree, outs[nc:])
 
 
-def check_carry(call: str, before: Sequence[Type], after: Sequence[Type], before_tree: Any, after_tree: Any) -> None:
+def check_carry(
+    call: str, before: Sequence[Type], after: Sequence[Type], before_tree: Any, after_tree: Any
+) -> None:
     """A loop's body must hand on a carry of the types that it was given."""
     if before_tree != after_tree:
-        raise FgradTypeError(message(call, f"the body returns a carry of structure {after_tree}, the initial carry has {before_tree}"))
+        raise FgradTypeError(
+            message(
+                call,
+                f"the body returns a carry of structure {after_tree}, the initial carry has {before_tree}",
+            )
+        )
     for i, (a, b) in enumerate(zip(before, after, strict=True)):
         if a != b:
-            raise FgradTypeError(message(call, f"the body returns {b} for the carry's leaf {i}, which began as {a}", "make the types equal, e.g. with .astype on the initial value"))
+            raise FgradTypeError(
+                message(
+                    call,
+                    f"the body returns {b} for the carry's leaf {i}, which began as {a}",
+                    "make the types equal, e.g. with .astype on the initial value",
+                )
+            )
 
 
 def map_(f: F, xs: Any) -> Any:
     """`f` applied to each element along the leading axis of `xs`, one after another, stacked. (`vmap` does them at once.)"""
     return scan(lambda _, x: (None, f(x)), None, xs)[1]
-

@@ -9,23 +9,49 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, is_scalar
+from fgrad.convert import weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, message
-from fgrad.numpy import creation, elementwise, indexing, manipulation, products, reductions
+from fgrad.numpy import (
+    complexes,
+    cumulative,
+    elementwise,
+    indexing,
+    manipulation,
+    products,
+    reductions,
+    searching,
+    sorting,
+)
 from fgrad.numpy.at import At
 from fgrad.ops import structure as st
 from fgrad.ops.elementwise import bitcast, convert
+from fgrad.trace import Tracer
 
 _OPERANDS = (Array, np.ndarray, np.generic, list, tuple)
+
+
+_PYTHON_TYPE: dict[str, type] = {"b": bool, "i": int, "f": float, "c": complex}
+
+
+def _as_python(result: Any, *operands: Any) -> Any:
+    """The traced result of an operator on bare scalars is a bare scalar too: outside the trace Python computes it."""
+    if isinstance(result, Tracer) and all(weak_kind(x) is not None for x in operands):
+        result.weak = _PYTHON_TYPE.get(result.dtype.kind)
+    return result
 
 
 def _operator(f: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The method and its reflected twin; other types get their turn (NotImplemented)."""
 
     def method(self: Array, other: Any) -> Any:
-        return f(self, other) if is_scalar(other) or isinstance(other, _OPERANDS) else NotImplemented
+        if not (is_scalar(other) or isinstance(other, _OPERANDS)):
+            return NotImplemented
+        return _as_python(f(self, other), self, other)
 
     def reflected(self: Array, other: Any) -> Any:
-        return f(other, self) if is_scalar(other) or isinstance(other, _OPERANDS) else NotImplemented
+        if not (is_scalar(other) or isinstance(other, _OPERANDS)):
+            return NotImplemented
+        return _as_python(f(other, self), other, self)
 
     return method, reflected
 
@@ -37,6 +63,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "truediv": elementwise.divide,
     "floordiv": elementwise.floor_divide,
     "mod": elementwise.remainder,
+    "pow": elementwise.power,
     "divmod": elementwise.divmod,
     "matmul": products.matmul,
     "lshift": elementwise.left_shift,
@@ -55,16 +82,12 @@ _COMPARISONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _pow(self: Array, other: Any, modulo: None = None) -> Any:
-    return (
-        elementwise.power(self, other) if is_scalar(other) or isinstance(other, _OPERANDS) else NotImplemented
-    )
+def _neg(self: Array) -> Array:
+    return _as_python(elementwise.negative(self), self)
 
 
-def _rpow(self: Array, other: Any) -> Any:
-    return (
-        elementwise.power(other, self) if is_scalar(other) or isinstance(other, _OPERANDS) else NotImplemented
-    )
+def _abs(self: Array) -> Array:
+    return _as_python(elementwise.absolute(self), self)
 
 
 def _iter(self: Array) -> Iterator[Array]:
@@ -115,33 +138,13 @@ def _copy(self: Array) -> Array:
     return self
 
 
-def _conj(self: Array) -> Array:
-    if not dtypes.is_complex(self.dtype):
-        return self
-    raise NotImplementedError("conj of complex arrays")
-
-
-def _real(self: Array) -> Array:
-    """The real part."""
-    return convert(self, dtypes.real_of(self.dtype))
-
-
-def _imag(self: Array) -> Array:
-    """The imaginary part: zeros, for real arrays."""
-    if not dtypes.is_complex(self.dtype):
-        return creation.zeros_like(self)
-    raise NotImplementedError("imag of complex arrays")
-
-
 _METHODS: dict[str, Callable[..., Any]] = {
     "__getitem__": indexing.select_from,
     "__iter__": _iter,
     "__contains__": _contains,
-    "__pow__": _pow,
-    "__rpow__": _rpow,
-    "__neg__": elementwise.negative,
+    "__neg__": _neg,
     "__pos__": elementwise.positive,
-    "__abs__": elementwise.absolute,
+    "__abs__": _abs,
     "__invert__": elementwise.invert,
     "__round__": elementwise.round,
     "__floor__": elementwise.floor,
@@ -152,8 +155,8 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "astype": _astype,
     "view": _view,
     "copy": _copy,
-    "conj": _conj,
-    "conjugate": _conj,
+    "conj": complexes.conj,
+    "conjugate": complexes.conj,
     "ravel": manipulation.ravel,
     "flatten": manipulation.ravel,
     "squeeze": manipulation.squeeze,
@@ -176,6 +179,13 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "round": elementwise.round,
     "dot": products.dot,
     "take": indexing.take,
+    "cumsum": cumulative.cumsum,
+    "cumprod": cumulative.cumprod,
+    "sort": sorting.sort,
+    "argsort": sorting.argsort,
+    "searchsorted": sorting.searchsorted,
+    "repeat": searching.repeat,
+    "nonzero": searching.nonzero,
 }
 
 
@@ -193,8 +203,8 @@ _PROPERTIES: dict[str, Callable[..., Any]] = {
     "T": _all_transposed,
     "mT": _matrix_transpose,
     "at": At,
-    "real": _real,
-    "imag": _imag,
+    "real": complexes.real,
+    "imag": complexes.imag,
 }
 
 

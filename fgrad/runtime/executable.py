@@ -92,9 +92,14 @@ def data_pointer(array: np.ndarray) -> int:
     return _at(id(array) + _OFFSET).value if _OFFSET is not None else array.__array_interface__["data"][0]
 
 
+class _Block(np.ndarray):
+    """Memory of its own type, so that NumPy does not collapse chains of views: a view of an output refers to the output
+    itself, and references to the output tell whether anything else looks at its memory."""
+
+
 def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
     """Memory and the offset in it from which it is aligned."""
-    raw = np.empty(nbytes + _ALIGN, np.uint8)
+    raw = _Block((nbytes + _ALIGN,), np.uint8)
     return raw, -raw.__array_interface__["data"][0] % _ALIGN
 
 

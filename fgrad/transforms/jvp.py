@@ -58,7 +58,9 @@ def push_tangents(t: Trace, graph: Graph, tangents: Tangents) -> None:
         if all(g is None for g in given):
             continue
         if eqn.prim.jvp is None:
-            raise NotImplementedError(message(eqn.prim.name, "forward-mode derivative is not defined", source=eqn.source))
+            raise NotImplementedError(
+                message(eqn.prim.name, "forward-mode derivative is not defined", source=eqn.source)
+            )
         primals = [as_tracer(t, a) for a in eqn.inputs]
         outs = [as_tracer(t, v) for v in eqn.outputs]
         with at_source(eqn.source):
@@ -68,11 +70,15 @@ def push_tangents(t: Trace, graph: Graph, tangents: Tangents) -> None:
             if tangent is None or not dtypes.is_inexact(v.type.dtype):
                 continue
             if tangent.type != v.type:
-                raise GraphError(f"the JVP rule of {eqn.prim.name} gave a tangent {tangent.type} for a value {v.type}")
+                raise GraphError(
+                    f"the JVP rule of {eqn.prim.name} gave a tangent {tangent.type} for a value {v.type}"
+                )
             tangents.set(v, tangent)
 
 
-def jvp_graph(graph: Graph, active: Sequence[bool], force: Sequence[bool] | None = None) -> tuple[Derived, list[bool]]:
+def jvp_graph(
+    graph: Graph, active: Sequence[bool], force: Sequence[bool] | None = None
+) -> tuple[Derived, list[bool]]:
     """The graph `(inputs, tangents of the active inputs, captured) -> (outputs, tangents of the outputs that have one)`.
 
     Returns it with a mask of the outputs that have a tangent; where `force` holds, zeros are made for those that have none.
@@ -84,17 +90,24 @@ def jvp_graph(graph: Graph, active: Sequence[bool], force: Sequence[bool] | None
         for v, on in zip(graph.inputs, active, strict=True):
             if on:
                 if not dtypes.is_inexact(v.type.dtype):
-                    raise FgradTypeError(message("jvp", f"cannot differentiate with respect to {v.type}: it is not floating point"))
+                    raise FgradTypeError(
+                        message(
+                            "jvp", f"cannot differentiate with respect to {v.type}: it is not floating point"
+                        )
+                    )
                 new.append(Var(v.type))
                 tangents.set(v, as_tracer(t, new[-1]))
         push_tangents(t, graph, tangents)
         out_tangents = [tangents.get(a) for a in graph.outputs]
         if force is not None:
             out_tangents = [
-                instantiate(x, a.type) if f else x for x, a, f in zip(out_tangents, graph.outputs, force, strict=True)
+                instantiate(x, a.type) if f else x
+                for x, a, f in zip(out_tangents, graph.outputs, force, strict=True)
             ]
         atoms = [t.lift(x) for x in out_tangents if x is not None]
-    derived = Graph((*graph.inputs, *new, *t.inputs_captured), t.eqns, (*graph.outputs, *atoms), f"jvp {graph.name}")
+    derived = Graph(
+        (*graph.inputs, *new, *t.inputs_captured), t.eqns, (*graph.outputs, *atoms), f"jvp {graph.name}"
+    )
     return Derived(derived, t.arrays_captured), [x is not None for x in out_tangents]
 
 

@@ -56,5 +56,3 @@ def split(graph: Graph, unknown_inputs: Sequence[bool]) -> Split:
     known = Graph(known_in, first, (*known_out, *residuals), f"known {graph.name}")
     rest = Graph((*residuals, *unknown_in), second, unknown_out, f"unknown {graph.name}")
     return Split(known, rest, out_unknown, len(residuals))
-
-

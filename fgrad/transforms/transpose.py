@@ -51,7 +51,9 @@ def transpose_graph(graph: Graph, linear: Sequence[bool], force: bool = False) -
             if all(g is None for g in given):
                 continue
             if eqn.prim.transpose is None:
-                raise NotImplementedError(message(eqn.prim.name, "reverse-mode derivative is not defined", source=eqn.source))
+                raise NotImplementedError(
+                    message(eqn.prim.name, "reverse-mode derivative is not defined", source=eqn.source)
+                )
             operands = [
                 Linear(a.type) if isinstance(a, Var) and a in depends else as_tracer(t, a) for a in eqn.inputs
             ]
@@ -83,6 +85,11 @@ def vjp_graph(graph: Graph, active: Sequence[bool]) -> tuple[Derived, list[bool]
     # back.graph.inputs: graph inputs, captured by jvp, cotangents, captured by transpose. Bring the captured ones together.
     n_cap, n_ct = len(forward.captured), sum(out_mask)
     ins = back.graph.inputs
-    order = (*ins[:n_in], *ins[n_in + n_cap : n_in + n_cap + n_ct], *ins[n_in : n_in + n_cap], *ins[n_in + n_cap + n_ct :])
+    order = (
+        *ins[:n_in],
+        *ins[n_in + n_cap : n_in + n_cap + n_ct],
+        *ins[n_in : n_in + n_cap],
+        *ins[n_in + n_cap + n_ct :],
+    )
     result = Graph(order, back.graph.eqns, back.graph.outputs, f"vjp {graph.name}")
     return Derived(dce(result), forward.captured + back.captured), out_mask, in_mask

@@ -16,7 +16,9 @@ from fgrad.trace import as_tracer, at_source, deriving
 from fgrad.transforms.jvp import Derived
 
 
-def batch_graph(graph: Graph, size: int, batched: Sequence[bool], out_batched: Sequence[bool] | bool | None = None) -> tuple[Derived, list[bool]]:
+def batch_graph(
+    graph: Graph, size: int, batched: Sequence[bool], out_batched: Sequence[bool] | bool | None = None
+) -> tuple[Derived, list[bool]]:
     """`graph` with a new axis 0 of `size` on the inputs marked `batched`; returns it with a mask of batched outputs.
 
     `out_batched=True` (or a mask) repeats outputs that came out unbatched, for control flow that needs fixed types.
@@ -39,16 +41,21 @@ def batch_graph(graph: Graph, size: int, batched: Sequence[bool], out_batched: S
                 env.update((v, (x, False)) for v, x in zip(eqn.outputs, from_unbatched, strict=True))
                 continue
             if eqn.prim.batch is None:
-                raise NotImplementedError(message("vmap", f"{eqn.prim.name} has no batching rule", source=eqn.source))
+                raise NotImplementedError(
+                    message("vmap", f"{eqn.prim.name} has no batching rule", source=eqn.source)
+                )
             with at_source(eqn.source):
                 outs, on = eqn.prim.batch(size, [a for a, _ in args], [b for _, b in args], **eqn.params)
             if not eqn.prim.multiple:
-                outs, on = [outs], [on]
-            env.update((v, (x, b)) for v, x, b in zip(eqn.outputs, outs, on, strict=True))
+                outs, on = [outs], [on]  # type: ignore[assignment]
+            env.update((v, (x, b)) for v, x, b in zip(eqn.outputs, outs, on, strict=True))  # type: ignore[call-overload]
         results = [read(a) for a in graph.outputs]
         if out_batched is not None:
             wanted = [out_batched] * len(results) if isinstance(out_batched, bool) else out_batched
-            results = [(batch_operand(x, size), True) if w and not on else (x, on) for (x, on), w in zip(results, wanted, strict=True)]
+            results = [
+                (batch_operand(x, size), True) if w and not on else (x, on)
+                for (x, on), w in zip(results, wanted, strict=True)
+            ]
         atoms = tuple(t.lift(x) for x, _ in results)
     derived = Graph((*inputs, *t.inputs_captured), t.eqns, atoms, f"vmap {graph.name}")
     return Derived(derived, t.arrays_captured), [on for _, on in results]

@@ -19,7 +19,7 @@ from fgrad.codegen.loops import Buffer, Expr, Kernel, LoopVar
 from fgrad.codegen.program import Block, Buf, CopyStep, HostStep, KernelStep, Step
 from fgrad.ir import Atom, Eqn, Graph, Literal, Var
 from fgrad.passes.exprs import Builder
-from fgrad.passes.lazy import Lazy, Splits, Stage, whole
+from fgrad.passes.lazy import Lazy, Stage, whole
 
 Rule = Callable[["Lowering", Eqn], None]
 
@@ -176,13 +176,13 @@ class Lowering:
             return buf
         return Buf(self.shared.name(), tuple(shape), buf.dtype, "view", base=buf)
 
-    def of_buf(self, buf: Buf, splits: Splits | None = None) -> Lazy:
+    def of_buf(self, buf: Buf) -> Lazy:
         buffer, shape, b = self.shared.buffer(buf), buf.shape, self.b
 
         def at(idx: tuple[Expr, ...], mask: Expr | None) -> Expr:
             return b.load(buffer, b.ravel(idx, shape), mask)
 
-        return Lazy(shape, buf.dtype, at, splits=splits, buf=buf, view=(buf, 0, row_major(shape)))
+        return Lazy(shape, buf.dtype, at, buf=buf, view=(buf, 0, row_major(shape)))
 
     def of_literal(self, literal: Literal) -> Lazy:
         const = self.b.const(literal.value, literal.type.dtype)
@@ -248,10 +248,7 @@ class Lowering:
             return value
         buf = buf if buf is not None else self.new_buf(value.shape, value.dtype)
         self.store(value, buf)
-        splits = tuple(whole(n, factors) for n, factors in zip(value.shape, value.splits, strict=True))
-        return self.of_buf(
-            buf, splits
-        )  # iterated the same way, its readers can join the kernel that makes it
+        return self.of_buf(buf)
 
     def atom_buf(self, atom: Atom) -> Buf:
         """A buffer that holds `atom`, for steps that are not loop nests."""

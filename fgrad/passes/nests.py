@@ -38,6 +38,7 @@ from fgrad.passes.exprs import Builder
 
 SUM_BLOCK = 4096
 LARGEST_UNROLL = 4
+LARGEST_SPLIT = 128
 
 
 class Rewriter:
@@ -139,6 +140,28 @@ def unroll_small(b: Builder, body: list[Stmt]) -> list[Stmt]:
     return result
 
 
+def split_short(b: Builder, body: list[Stmt]) -> list[Stmt]:
+    """Cut short vector loops inside other loops into pieces that vectors fill: 13 = 8 + 4 + 1. Left whole, LLVM runs the
+    part beyond its last full vector one element at a time, which for rows of a small image is most of the work."""
+    result: list[Stmt] = []
+    for s in body:
+        if not isinstance(s, Loop):
+            result.append(s)
+        elif s.kind == "vector" and 4 < s.var.extent < LARGEST_SPLIT and s.var.extent % 8:
+            begin = 0
+            for width in (s.var.extent // 8 * 8, s.var.extent % 8 // 4 * 4):
+                if width:
+                    piece = LoopVar(s.var.name, width)
+                    part = replace_vars(b, s.body, {s.var: b.add(piece, begin)})
+                    result.append(Loop(piece, part, "vector"))
+                    begin += width
+            for k in range(begin, s.var.extent):
+                result.extend(replace_vars(b, s.body, {s.var: loops.const_index(k)}))
+        else:
+            result.append(Loop(s.var, split_short(b, s.body), s.kind))
+    return result
+
+
 def block_sums(b: Builder, body: list[Stmt], names: Callable[[], str]) -> list[Stmt]:
     """Split long innermost loops that sum floats into blocks with accumulators of their own."""
     result: list[Stmt] = []
@@ -225,7 +248,10 @@ def _count(body: Sequence[Stmt], times: int, memo: dict[int, int]) -> int:
 def finish_kernel(shared: Any, name: str, body: list[Stmt], eqns: Sequence[Eqn]) -> tuple[Kernel, list[Buf]]:
     """A kernel over its own buffers, and the program buffers to bind to them: those written first."""
     b: Builder = shared.builder
-    body = block_sums(b, unroll_small(b, collapse(b, body)), shared.name)
+    body = unroll_small(b, collapse(b, body))
+    if not all(isinstance(s, Loop) and s.kind == "vector" for s in body):
+        body = split_short(b, body)
+    body = block_sums(b, body, shared.name)
     stored: dict[Buffer, bool] = {}  # whether it is also read
     read: dict[Buffer, None] = {}
     for s in loops.statements(body):

@@ -168,12 +168,12 @@ def in_place_pairs(kernel: Kernel, args: Sequence[Buf]) -> tuple[tuple[Buf, Buf]
     bound = dict(zip(kernel.buffers, args, strict=True))
     pairs = []
     for out, where in stores.items():
-        if len(where) != 1 or out.role != "out":
+        if out.role != "out":
             continue
-        ((path, index, at),) = where
         for source, used in reads.items():
             if source.role != "in" or source.size != out.size or source.dtype.itemsize != out.dtype.itemsize:
                 continue
-            if all(p[: len(path)] == path and i is index and n <= at for p, i, n in used):
+            # No element is stored twice, so only the store at a read's own index could come before it.
+            if all(any(p[: len(at)] == at and i is j and n <= m for at, j, m in where) for p, i, n in used):
                 pairs.append((bound[out], bound[source]))
     return tuple(pairs)

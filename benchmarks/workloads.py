@@ -36,7 +36,7 @@ class Workload:
 def fgrad_ops() -> SimpleNamespace:
     import fgrad
     import fgrad.numpy as fnp
-    from fgrad import lax, tree
+    from fgrad import lax, special, tree
 
     def one_hot(y: Any, n: int) -> Any:
         return y[:, None] == fnp.arange(n)
@@ -47,7 +47,7 @@ def fgrad_ops() -> SimpleNamespace:
         conv=lambda x, w: lax.conv(x, w),
         pool=lambda x: lax.max_pool(x, 2),
         relu=lambda x: fnp.maximum(x, 0),
-        sigmoid=lax.sigmoid,
+        sigmoid=special.sigmoid,
         stop=fgrad.stop_gradient,
         one_hot=one_hot,
         value_and_grad=fgrad.value_and_grad,

@@ -9,7 +9,7 @@ def loss(w, x, y):
 step = fgrad.jit(fgrad.value_and_grad(loss))
 """
 
-from fgrad import errors, lax, numpy, random, tree
+from fgrad import errors, lax, numpy, random, special, tree
 from fgrad.api import (
     Array,
     FgradError,
@@ -93,5 +93,6 @@ __all__ = [
     "lax",
     "numpy",
     "random",
+    "special",
     "tree",
 ]

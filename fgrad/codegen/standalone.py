@@ -26,7 +26,8 @@ _GUARD = 256
 
 
 def _aligned(size: int) -> np.ndarray:
-    raw = np.zeros(size + 64, np.uint8)
+    # All bits set is NaN: a kernel that reads what it has not written shows it.
+    raw = np.full(size + 64, 0xFF, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size]
 

@@ -143,7 +143,7 @@ MATMULS = [
 @pytest.mark.parametrize("m,k,n", MATMULS)
 def test_matmul_every_orientation(m, k, n, width):
     for flip_lhs in (False, True):
-        for flip_rhs in (False, True):
+        for flip_rhs in (False, True) if width == WIDTHS[m % 3] else (not flip_lhs,):
             lhs = random((k, m) if flip_lhs else (m, k), np.float32, 1)
             rhs = random((n, k) if flip_rhs else (k, n), np.float32, 2)
             numbers = (((0,) if flip_lhs else (1,), (1,) if flip_rhs else (0,)), ((), ()))

@@ -5,7 +5,7 @@ Functions here are raw: operands of one shape and dtype. `fgrad.numpy` broadcast
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,21 +121,28 @@ integer_pow_p = elementwise(
 )
 
 
-def _extreme_partial(which: Any) -> Any:
-    """1 where this operand is the extreme, one half where both are equal (the mean of the one-sided derivatives)."""
+def _extreme_partial(wins: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """1 where this operand wins, one half where both are equal (the mean of the one-sided derivatives)."""
 
     def partial(out: Array, x: Array, y: Array) -> Array:
-        mine, other = (x, y) if which == 0 else (y, x)
-        tie = select(eq(mine, other), full_like(mine, 0.5), full_like(mine, 0))
-        return select(ne(mine, other), select(eq(mine, out), full_like(mine, 1), full_like(mine, 0)), tie)
+        tie = select(eq(x, y), full_like(x, 0.5), full_like(x, 0))
+        return select(wins(x, y), full_like(x, 1), tie)
 
     return partial
 
 
-maximum_p = elementwise("maximum", np.maximum, partials=(_extreme_partial(0), _extreme_partial(1)), accepts=real_number)
-minimum_p = elementwise("minimum", np.minimum, partials=(_extreme_partial(0), _extreme_partial(1)), accepts=real_number)
-fmax_p = elementwise("fmax", np.fmax, partials=(_extreme_partial(0), _extreme_partial(1)), accepts=real_number)
-fmin_p = elementwise("fmin", np.fmin, partials=(_extreme_partial(0), _extreme_partial(1)), accepts=real_number)
+def _greater(x: Array, y: Array) -> Array:
+    return gt(x, y)
+
+
+def _less(x: Array, y: Array) -> Array:
+    return lt(x, y)
+
+
+maximum_p = elementwise("maximum", np.maximum, partials=(_extreme_partial(_greater), _extreme_partial(_less)), accepts=real_number)
+minimum_p = elementwise("minimum", np.minimum, partials=(_extreme_partial(_less), _extreme_partial(_greater)), accepts=real_number)
+fmax_p = elementwise("fmax", np.fmax, partials=(_extreme_partial(_greater), _extreme_partial(_less)), accepts=real_number)
+fmin_p = elementwise("fmin", np.fmin, partials=(_extreme_partial(_less), _extreme_partial(_greater)), accepts=real_number)
 copysign_p = elementwise(
     "copysign", np.copysign, partials=(lambda out, x, y: mul(sign(x), sign(out)), None), accepts=dtypes.is_float
 )

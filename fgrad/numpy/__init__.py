@@ -8,6 +8,8 @@ functions of integers that need fractions (`/`, `sin`, `mean`) give float32; arr
 
 from math import e, inf, nan, pi
 
+from numpy import complexfloating, floating, inexact, integer, number, signedinteger, unsignedinteger
+
 from fgrad.array import Array as ndarray
 from fgrad.dtypes import (
     bfloat16,
@@ -26,8 +28,10 @@ from fgrad.dtypes import (
     uint32,
     uint64,
 )
+from fgrad.numpy import fft, linalg
 from fgrad.numpy import methods as _methods
 from fgrad.numpy.axes import broadcast_arrays, broadcast_shapes, broadcast_to
+from fgrad.numpy.complexes import angle, conj, conjugate, imag, iscomplex, isreal, real
 from fgrad.numpy.creation import (
     arange,
     array,
@@ -56,6 +60,36 @@ from fgrad.numpy.creation import (
     vander,
     zeros,
     zeros_like,
+)
+from fgrad.numpy.cumulative import (
+    cumprod,
+    cumsum,
+    cumulative_prod,
+    cumulative_sum,
+    diff,
+    ediff1d,
+    gradient,
+    nancumprod,
+    nancumsum,
+    polyadd,
+    polyder,
+    polyint,
+    polysub,
+    polyval,
+    trapezoid,
+    unwrap,
+)
+from fgrad.numpy.diagonals import (
+    diag,
+    diag_indices,
+    diag_indices_from,
+    diagflat,
+    fill_diagonal,
+    ix_,
+    tril_indices,
+    tril_indices_from,
+    triu_indices,
+    triu_indices_from,
 )
 from fgrad.numpy.einsum import Labels, Term, einsum
 from fgrad.numpy.elementwise import (
@@ -164,6 +198,7 @@ from fgrad.numpy.elementwise import (
     trunc,
     where,
 )
+from fgrad.numpy.functional import apply_along_axis, apply_over_axes
 from fgrad.numpy.indexing import diagonal, take, trace
 from fgrad.numpy.info import (
     can_cast,
@@ -178,6 +213,7 @@ from fgrad.numpy.info import (
     promote_types,
     result_type,
 )
+from fgrad.numpy.integers import gcd, lcm
 from fgrad.numpy.manipulation import (
     append,
     array_split,
@@ -202,6 +238,7 @@ from fgrad.numpy.manipulation import (
     permute_dims,
     ravel,
     reshape,
+    resize,
     roll,
     rollaxis,
     rot90,
@@ -218,6 +255,7 @@ from fgrad.numpy.manipulation import (
     vsplit,
     vstack,
 )
+from fgrad.numpy.padding import pad
 from fgrad.numpy.products import (
     Dims,
     cross,
@@ -259,6 +297,61 @@ from fgrad.numpy.reductions import (
     sum,
     var,
 )
+from fgrad.numpy.searching import (
+    argwhere,
+    bincount,
+    choose,
+    compress,
+    delete,
+    extract,
+    flatnonzero,
+    histogram,
+    histogram_bin_edges,
+    insert,
+    interp,
+    intersect1d,
+    isin,
+    nonzero,
+    piecewise,
+    ravel_multi_index,
+    repeat,
+    select,
+    setdiff1d,
+    setxor1d,
+    union1d,
+    unique,
+    unique_values,
+    unravel_index,
+)
+from fgrad.numpy.sorting import (
+    argpartition,
+    argsort,
+    digitize,
+    lexsort,
+    median,
+    nanmedian,
+    nanpercentile,
+    nanquantile,
+    partition,
+    percentile,
+    put_along_axis,
+    quantile,
+    searchsorted,
+    sort,
+    take_along_axis,
+)
+from fgrad.numpy.statistics import (
+    allclose,
+    array_equal,
+    array_equiv,
+    convolve,
+    corrcoef,
+    correlate,
+    cov,
+    isclose,
+    polymul,
+)
+from fgrad.numpy.windows import bartlett, blackman, hamming, hanning, kaiser
 
 newaxis = None
 euler_gamma = 0.57721566490153286060

@@ -17,6 +17,7 @@ from fgrad.numpy.axes import broadcast_all, operands
 from fgrad.ops import elementwise as ew
 from fgrad.ops import transcendental as tr
 from fgrad.ops.builders import full_like
+from fgrad.ops.complex import complex_abs
 
 BOOL = dtypes.bool_
 
@@ -99,8 +100,12 @@ def modf(x: Any, /) -> tuple[Array, Array]:
     return ew.copysign(part, a), whole
 
 
+def _modulus(x: Array) -> Array:
+    return x if x.dtype == BOOL else complex_abs(x) if dtypes.is_complex(x.dtype) else ew.absolute(x)
+
+
 negative = _unary("negative", ew.neg, "-x.", inexact=False)
-absolute = _unary("absolute", lambda x: x if x.dtype == BOOL else ew.absolute(x), "|x|.", inexact=False)
+absolute = _unary("absolute", _modulus, "|x|.", inexact=False)
 fabs = _unary("fabs", ew.absolute, "|x| in floating point.")
 sign = _unary("sign", ew.sign, "-1, 0 or 1 by the sign of x.", inexact=False)
 square = _unary("square", ew.square, "x * x.", inexact=False, on_bool=dtypes.int8)

@@ -429,3 +429,14 @@ def trim_zeros(x: Any, trim: str = "fb") -> Array:
     return _slice_axis(
         a, 0, int(found[0]) if "f" in trim else 0, int(found[-1]) + 1 if "b" in trim else a.size
     )
+
+
+def resize(x: Any, new_shape: Shape) -> Array:
+    """The elements of `x`, repeated or cut to fill `new_shape`."""
+    a = ravel(x)
+    wanted = shape_of(new_shape, "resize")
+    count = math.prod(wanted)
+    if a.size == 0:
+        raise FgradValueError(message("resize", f"an empty array cannot fill {wanted}"))
+    repeated = st.concatenate([a] * max(1, -(-count // a.size)), 0)
+    return st.reshape(_slice_axis(repeated, 0, 0, count), wanted)

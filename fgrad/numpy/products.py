@@ -10,6 +10,7 @@ from fgrad.array import Array
 from fgrad.convert import promote
 from fgrad.errors import FgradShapeError, message
 from fgrad.numpy.axes import axes_of, axis_of, broadcast_shapes, insert_axes, stretch
+from fgrad.numpy.complexes import conj
 from fgrad.numpy.elementwise import multiply, subtract
 from fgrad.numpy.manipulation import concatenate, moveaxis, ravel
 from fgrad.numpy.reductions import sum as sum_over
@@ -88,14 +89,12 @@ def dot(x: Any, y: Any, /) -> Array:
 def vdot(x: Any, y: Any, /) -> Array:
     """The dot product of the flattened arrays (the first conjugated, if complex)."""
     a, b = promote(x, y, call="vdot")
-    if dtypes.is_complex(a.dtype):
-        raise NotImplementedError("vdot: complex operands; conjugate the first one and use dot")
-    return dot(ravel(a), ravel(b))
+    return dot(ravel(conj(a)), ravel(b))
 
 
 def vecdot(x: Any, y: Any, /, axis: int = -1) -> Array:
     """The dot product along `axis`; the other axes broadcast."""
-    return sum_over(multiply(x, y), axis)
+    return sum_over(multiply(conj(x), y), axis)
 
 
 def matvec(x: Any, y: Any, /) -> Array:

@@ -62,9 +62,15 @@ class Entry:
     kernels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def emit_program(program: Program, symbol: str, target: TargetInfo) -> Entry:
-    """Print `program` (contractions and memory planned) as a module that exports `void symbol(ptr table, i64 segment)`."""
-    items, segments = cut(program)
+def emit_program(
+    program: Program, symbol: str, target: TargetInfo, segments: Sequence[Segment] | None = None
+) -> Entry:
+    """Print `program` (contractions and memory planned) as a module that exports `void symbol(ptr table, i64 segment)`.
+
+    `segments` replaces those that the host steps make, for running parts of the program by themselves.
+    """
+    items, found = cut(program)
+    segments = found if segments is None else segments
     layout = Layout(program, items)
     module = new_module(symbol)
     shared = _Shared(module, layout, Places(program, layout), target)

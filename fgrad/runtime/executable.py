@@ -124,7 +124,7 @@ class _OutputBuffers:
 
 
 def _references(blocks: list[tuple[np.ndarray, int, int]]) -> int:
-    """References to an owner that nothing else looks at, counted in a loop such as the one in `Executable._run`."""
+    """References to an owner that nothing else looks at, counted in a loop such as the one in `Executable.prepare`."""
     for block in blocks:
         return _count(block[0])
     return 0
@@ -219,7 +219,10 @@ class Executable:
                 arrays[n] = array.copy()
                 pointers[n] = data_pointer(arrays[n])
 
-    def _run(self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def prepare(
+        self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]
+    ) -> tuple[_Workspace, list[np.ndarray]]:
+        """A workspace whose table is filled for a call on these inputs, and the arrays that the call will write."""
         try:
             work = self._idle.pop()
         except IndexError:
@@ -233,9 +236,8 @@ class Executable:
                 targets.append(pointers[i])
                 continue
             for block in buffers.blocks:
-                if (
-                    _count(block[0]) == _FREE
-                ):  # every view of the memory, of whatever depth, would be one more
+                # Every view of the memory, of whatever depth, would be one reference more.
+                if _count(block[0]) == _FREE:
                     break
             else:
                 block = buffers.more()
@@ -243,11 +245,15 @@ class Executable:
             results.append(_ndarray(buffers.shape, buffers.dtype, raw, offset))
             targets.append(pointer)
         self._pack(work.table, self._pack_at, *pointers, *targets)
+        return work, results
+
+    def _run(self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        work, results = self.prepare(pointers, arrays)
         if self._straight:
             if self.items:
                 self.native.call(work.address, 0)
         else:
-            self._run_items(work, self.items)
+            self.run_items(work, self.items)
         failed = work.status.value
         if failed:
             work.status.value = 0
@@ -269,7 +275,8 @@ class Executable:
 
     # -------------------------------------------------------------------------------------------- host steps
 
-    def _run_items(self, work: _Workspace, items: Sequence[Item]) -> None:
+    def run_items(self, work: _Workspace, items: Sequence[Item]) -> None:
+        """Run segments and host steps in order on a prepared workspace."""
         for item in items:
             if isinstance(item, Segment):
                 self.native.call(work.address, item.index)
@@ -313,19 +320,19 @@ class Executable:
         step = item.step
         if isinstance(step, SwitchStep):
             index = int(self._view(work, step.index, False).reshape(()))
-            self._run_items(work, item.blocks[min(max(index, 0), len(item.blocks) - 1)])
+            self.run_items(work, item.blocks[min(max(index, 0), len(item.blocks) - 1)])
         elif isinstance(step, ForStep):
             slot = self.layout.loops_at + self.layout.loops.index(step)
             for i in range(step.length):
                 work.table[slot] = work.indices[id(step)] = i
-                self._run_items(work, item.blocks[0])
+                self.run_items(work, item.blocks[0])
         else:
             cond, body = item.blocks
             while True:
-                self._run_items(work, cond)
+                self.run_items(work, cond)
                 if not bool(self._view(work, step.pred, False).reshape(())):
                     break
-                self._run_items(work, body)
+                self.run_items(work, body)
 
     # -------------------------------------------------------------------------------------------- looking at it
 

@@ -18,7 +18,6 @@ from fgrad.ops.builders import (
     MINUS_ONE,
     ONE,
     add_p,
-
     elementwise,
     full_like,
     is_number,
@@ -57,7 +56,9 @@ def _int_floor_divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.floor_divide(x, y)
 
 
-sub_p = elementwise("sub", np.subtract, partials=(ONE, MINUS_ONE), transpose=_sub_transpose, accepts=is_number)
+sub_p = elementwise(
+    "sub", np.subtract, partials=(ONE, MINUS_ONE), transpose=_sub_transpose, accepts=is_number
+)
 div_p = elementwise(
     "div",
     np.divide,
@@ -69,10 +70,14 @@ floordiv_p = elementwise("floordiv", np.floor_divide, partials=(None, None), acc
 remainder_p = elementwise(
     "remainder", np.remainder, partials=(ONE, lambda out, x, y: neg(floordiv(x, y))), accepts=real_number
 )
-fmod_p = elementwise("fmod", np.fmod, partials=(ONE, lambda out, x, y: neg(trunc(div(x, y)))), accepts=real_number)
+fmod_p = elementwise(
+    "fmod", np.fmod, partials=(ONE, lambda out, x, y: neg(trunc(div(x, y)))), accepts=real_number
+)
 abs_p = elementwise("abs", np.abs, partials=(lambda out, x: sign(x),), accepts=real_number)
 sign_p = elementwise("sign", np.sign, accepts=real_number)
-square_p = elementwise("square", np.square, partials=(lambda out, x: mul(full_like(x, 2), x),), accepts=is_number)
+square_p = elementwise(
+    "square", np.square, partials=(lambda out, x: mul(full_like(x, 2), x),), accepts=is_number
+)
 reciprocal_p = elementwise(
     "reciprocal", np.reciprocal, partials=(lambda out, x: neg(square(out)),), accepts=dtypes.is_inexact
 )
@@ -108,14 +113,18 @@ def _integer_pow_impl(x: np.ndarray, *, n: int) -> np.ndarray:
 def _integer_pow_type(x: Type, *, n: int) -> Type:
     same_types("integer_pow", (x,), is_number)
     if n < 0 and not dtypes.is_inexact(x.dtype):
-        raise FgradTypeError(message("integer_pow", f"{x.dtype} to the negative power {n}", "convert to a float first"))
+        raise FgradTypeError(
+            message("integer_pow", f"{x.dtype} to the negative power {n}", "convert to a float first")
+        )
     return x
 
 
 integer_pow_p = elementwise(
     "integer_pow",
     _integer_pow_impl,
-    partials=(lambda out, x, *, n: mul(full_like(x, n), integer_pow(x, n - 1)) if n != 0 else full_like(x, 0),),
+    partials=(
+        lambda out, x, *, n: mul(full_like(x, n), integer_pow(x, n - 1)) if n != 0 else full_like(x, 0),
+    ),
     type_rule=_integer_pow_type,
     scalar=_integer_pow_scalar,
 )
@@ -131,6 +140,16 @@ def _extreme_partial(wins: Callable[[Array, Array], Array]) -> Callable[..., Arr
     return partial
 
 
+def _chosen_partial(which: int) -> Callable[..., Array]:
+    """As above for fmax and fmin, which ignore a NaN beside a number: whoever equals the result has won."""
+
+    def partial(out: Array, x: Array, y: Array) -> Array:
+        share = select(eq(x, y), full_like(x, 0.5), full_like(x, 1))
+        return select(eq((x, y)[which], out), share, full_like(x, 0))
+
+    return partial
+
+
 def _greater(x: Array, y: Array) -> Array:
     return gt(x, y)
 
@@ -139,12 +158,19 @@ def _less(x: Array, y: Array) -> Array:
     return lt(x, y)
 
 
-maximum_p = elementwise("maximum", np.maximum, partials=(_extreme_partial(_greater), _extreme_partial(_less)), accepts=real_number)
-minimum_p = elementwise("minimum", np.minimum, partials=(_extreme_partial(_less), _extreme_partial(_greater)), accepts=real_number)
-fmax_p = elementwise("fmax", np.fmax, partials=(_extreme_partial(_greater), _extreme_partial(_less)), accepts=real_number)
-fmin_p = elementwise("fmin", np.fmin, partials=(_extreme_partial(_less), _extreme_partial(_greater)), accepts=real_number)
+maximum_p = elementwise(
+    "maximum", np.maximum, partials=(_extreme_partial(_greater), _extreme_partial(_less)), accepts=real_number
+)
+minimum_p = elementwise(
+    "minimum", np.minimum, partials=(_extreme_partial(_less), _extreme_partial(_greater)), accepts=real_number
+)
+fmax_p = elementwise("fmax", np.fmax, partials=(_chosen_partial(0), _chosen_partial(1)), accepts=real_number)
+fmin_p = elementwise("fmin", np.fmin, partials=(_chosen_partial(0), _chosen_partial(1)), accepts=real_number)
 copysign_p = elementwise(
-    "copysign", np.copysign, partials=(lambda out, x, y: mul(sign(x), sign(out)), None), accepts=dtypes.is_float
+    "copysign",
+    np.copysign,
+    partials=(lambda out, x, y: mul(sign(x), sign(out)), None),
+    accepts=dtypes.is_float,
 )
 nextafter_p = elementwise(
     "nextafter", np.nextafter, partials=(None, None), accepts=lambda d: d in (dtypes.float32, dtypes.float64)
@@ -187,7 +213,9 @@ def _shift(op: Any, fill_sign: bool) -> Any:
         unsigned_y = y.astype(np.uint64)
         over = unsigned_y >= bits
         shifted = op(x, np.where(over, 0, y).astype(x.dtype))
-        beyond = np.where(x < 0, -1, 0).astype(x.dtype) if fill_sign and x.dtype.kind == "i" else np.zeros_like(x)
+        beyond = (
+            np.where(x < 0, -1, 0).astype(x.dtype) if fill_sign and x.dtype.kind == "i" else np.zeros_like(x)
+        )
         return np.where(over, beyond, shifted)
 
     return impl
@@ -207,7 +235,9 @@ def _clz(x: np.ndarray) -> np.ndarray:
     u = np.ascontiguousarray(x).view(np.dtype(f"u{x.dtype.itemsize}"))
     n = np.full(u.shape, bits, dtype=x.dtype)
     for k in range(bits):
-        n = np.where((u >> np.asarray(k, u.dtype)) & np.asarray(1, u.dtype) != 0, bits - 1 - k, n).astype(x.dtype)
+        n = np.where((u >> np.asarray(k, u.dtype)) & np.asarray(1, u.dtype) != 0, bits - 1 - k, n).astype(
+            x.dtype
+        )
     return n
 
 
@@ -217,8 +247,12 @@ bitwise_xor_p = elementwise("bitwise_xor", np.bitwise_xor, accepts=_bitty)
 bitwise_not_p = elementwise("bitwise_not", np.bitwise_not, accepts=dtypes.is_integer)
 logical_not_p = elementwise("logical_not", np.logical_not, accepts=lambda d: d == dtypes.bool_)
 shift_left_p = elementwise("shift_left", _shift(np.left_shift, False), accepts=dtypes.is_integer)
-shift_right_arithmetic_p = elementwise("shift_right_arithmetic", _shift(np.right_shift, True), accepts=dtypes.is_integer)
-shift_right_logical_p = elementwise("shift_right_logical", _shift(_logical_right, False), accepts=dtypes.is_integer)
+shift_right_arithmetic_p = elementwise(
+    "shift_right_arithmetic", _shift(np.right_shift, True), accepts=dtypes.is_integer
+)
+shift_right_logical_p = elementwise(
+    "shift_right_logical", _shift(_logical_right, False), accepts=dtypes.is_integer
+)
 popcount_p = elementwise("popcount", _popcount, accepts=dtypes.is_integer)
 clz_p = elementwise("clz", _clz, accepts=dtypes.is_integer)
 
@@ -248,7 +282,11 @@ def _select_jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs
 
 
 select_p = elementwise(
-    "select", lambda c, a, b: np.where(c, a, b), partials=(None, None, None), type_rule=_select_type, transpose=_select_transpose
+    "select",
+    lambda c, a, b: np.where(c, a, b),
+    partials=(None, None, None),
+    type_rule=_select_type,
+    transpose=_select_transpose,
 )
 select_p.jvp = _select_jvp
 
@@ -259,7 +297,9 @@ def _cast_impl(x: np.ndarray, *, dtype: np.dtype) -> np.ndarray:
     return x.astype(dtype)
 
 
-def _cast_jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, dtype: np.dtype) -> Array | None:
+def _cast_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, dtype: np.dtype
+) -> Array | None:
     return convert(tangents[0], dtype) if dtypes.is_inexact(dtype) else None  # type: ignore[arg-type]
 
 
@@ -344,5 +384,3 @@ def convert(x: Array, dtype: np.dtype) -> Array:
 def bitcast(x: Array, dtype: np.dtype) -> Array:
     """The bits of `x` read as another dtype of the same width."""
     return bind(bitcast_p, x, dtype=dtype)
-
-

@@ -1,0 +1,41 @@
+"""Dropout (Srivastava and others, 2014)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import fgrad.numpy as fnp
+from fgrad import Array, random
+from fgrad_nn.layers.check import array_input, required
+from fgrad_nn.module import Bound, Module
+
+
+@dataclass(frozen=True, repr=False)
+class Dropout(Module):
+    """In training, each element is zero with probability `p` and divided by 1 - p otherwise; else the identity.
+
+    Training needs a key: `net.apply(params, state, x, key=key, train=True)`. Use another key in each step.
+    """
+
+    p: float = field(default=0.5, metadata={"always": True})
+
+    def __post_init__(self) -> None:
+        required(0 <= self.p <= 1, self, f"the probability must lie between 0 and 1, got {self.p!r}")
+
+    def forward(self, p: Bound, x: Any) -> Array:
+        x = array_input(self, p, x)
+        if not p.train or self.p == 0:
+            return x
+        return self._dropped(p, x, x.shape)
+
+    def _dropped(self, p: Bound, x: Array, shape: tuple[int, ...]) -> Array:
+        keep = random.bernoulli(p.key(), 1 - self.p, shape)
+        return fnp.where(keep, x / (1 - self.p) if self.p < 1 else x, fnp.zeros((), x.dtype))
+
+
+class Dropout2d(Dropout):
+    """`Dropout` of whole channels of (N, C, *S)."""
+
+    def _dropped(self, p: Bound, x: Array, shape: tuple[int, ...]) -> Array:
+        return super()._dropped(p, x, (*shape[:2], *[1] * (len(shape) - 2)))

@@ -138,6 +138,30 @@ class Printer:
 
     def expr(self, e: Expr, scope: dict[int, tuple[str, Expr]], pad: str) -> tuple[str, int]:
         """Text and nesting depth of `e`."""
+        if not isinstance(e, (LoopVar, Acc, Const)) and id(e) not in scope:
+            self._name_deep(e, scope, pad)
+        return self._text(e, scope, pad)
+
+    def _name_deep(self, e: Expr, scope: dict[int, tuple[str, Expr]], pad: str) -> None:
+        """Name what lies deep below `e`, deepest first, so that no text nests further than `DEEPEST`."""
+        depth: dict[int, int] = {}
+        pending = [e]
+        while pending:
+            node = pending[-1]
+            children = [c for c in loops.children(node) if id(c) not in depth and id(c) not in scope]
+            if id(node) not in depth and children:
+                pending.extend(children)
+                continue
+            pending.pop()
+            if id(node) in depth:
+                continue
+            depth[id(node)] = 1 + max((depth.get(id(c), 0) for c in loops.children(node)), default=0)
+            if depth[id(node)] > DEEPEST and isinstance(node, Op) and node is not e:
+                self.references[id(node)] = max(2, self.references.get(id(node), 0))
+                self._text(node, scope, pad)
+                depth[id(node)] = 0
+
+    def _text(self, e: Expr, scope: dict[int, tuple[str, Expr]], pad: str) -> tuple[str, int]:
         if isinstance(e, (LoopVar, Acc)):
             return self.var(e), 0
         if isinstance(e, Const):
@@ -146,7 +170,7 @@ class Printer:
         if known is not None:
             return known[0], 0
         if isinstance(e, Affine):
-            return "(" + index_text(e, lambda t: self.expr(t, scope, pad)[0]) + ")", 1
+            return "(" + index_text(e, lambda t: self._text(t, scope, pad)[0]) + ")", 1
         text, depth = self._compound(e, scope, pad)
         if self.references.get(id(e), 0) > 1 or depth > DEEPEST:
             self.temporaries += 1
@@ -162,10 +186,10 @@ class Printer:
             if e.mask is None:
                 return text, 1
             assert e.other is not None
-            mask, d = self.expr(e.mask, scope, pad)
-            return f"({text} if {mask} else {self.expr(e.other, scope, pad)[0]})", d + 1
+            mask, d = self._text(e.mask, scope, pad)
+            return f"({text} if {mask} else {self._text(e.other, scope, pad)[0]})", d + 1
         assert isinstance(e, Op)
-        args = [self.expr(a, scope, pad) for a in e.args]
+        args = [self._text(a, scope, pad) for a in e.args]
         return self.op(e, [a for a, _ in args]), 1 + max(d for _, d in args)
 
     def index(self, e: Expr, scope: dict[int, tuple[str, Expr]], pad: str) -> str:

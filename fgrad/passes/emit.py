@@ -50,7 +50,7 @@ class Emitter:
         rewriter = self._rewriter(placed, local)
         for buf, index, value in placed.stage.stores:
             target, where = self.shared.buffer(buf), self.b.index(rewriter.expr(index))
-            acc = Acc(self.shared.name(), value.dtype)
+            acc = Acc(target.name, value.dtype)
             out += [Init(acc, rewriter.expr(value)), Store(target, where, acc)]
             self.row[id(target), id(where)] = acc
         return out

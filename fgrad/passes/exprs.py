@@ -136,23 +136,35 @@ class Builder:
 
     def rewrite(self, e: Expr, leaf: Leaf, on_load: OnLoad, memo: dict[int, tuple[Expr, Expr]]) -> Expr:
         """`e` with every LoopVar and Acc replaced by `leaf(it)` and every load by `on_load(its rewritten parts)`."""
-        known = memo.get(id(e))
-        if known is not None:
-            return known[1]
-        new: Expr = e
+        # Iterative: fused expressions can be deeper than Python's stack.
+        pending = [e]
+        while pending:
+            node = pending[-1]
+            if id(node) in memo:
+                pending.pop()
+                continue
+            missing = [c for c in loops.children(node) if id(c) not in memo]
+            if missing:
+                pending.extend(missing)
+                continue
+            pending.pop()
+            memo[id(node)] = (
+                node,
+                self._rebuilt(node, leaf, on_load, memo),
+            )  # holds node: its id stays its own
+        return memo[id(e)][1]
+
+    def _rebuilt(self, e: Expr, leaf: Leaf, on_load: OnLoad, memo: dict[int, tuple[Expr, Expr]]) -> Expr:
+        """`e` over the already rewritten children."""
         if isinstance(e, Op):
-            new = self.op(e.name, *[self.rewrite(a, leaf, on_load, memo) for a in e.args], dtype=e.dtype)
-        elif isinstance(e, Affine):
-            terms = [self.scale(self.rewrite(t, leaf, on_load, memo), c) for t, c in e.terms]
-            new = self.add(e.const, *terms)
-        elif isinstance(e, Load):
-            mask = None if e.mask is None else self.rewrite(e.mask, leaf, on_load, memo)
-            other = None if e.other is None else self.rewrite(e.other, leaf, on_load, memo)
-            new = on_load(e.buffer, self.rewrite(e.index, leaf, on_load, memo), mask, other)
-        elif isinstance(e, (LoopVar, Acc)):
-            new = leaf(e)
-        memo[id(e)] = (e, new)  # holds e, so that its id stays its own
-        return new
+            return self.op(e.name, *[memo[id(a)][1] for a in e.args], dtype=e.dtype)
+        if isinstance(e, Affine):
+            return self.add(e.const, *[self.scale(memo[id(t)][1], c) for t, c in e.terms])
+        if isinstance(e, Load):
+            mask = None if e.mask is None else memo[id(e.mask)][1]
+            other = None if e.other is None else memo[id(e.other)][1]
+            return on_load(e.buffer, memo[id(e.index)][1], mask, other)
+        return leaf(e) if isinstance(e, (LoopVar, Acc)) else e
 
 
 def _is_index(e: Expr) -> bool:

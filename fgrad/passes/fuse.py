@@ -29,8 +29,16 @@ RULES: dict[str, Rule] = {
 def lower(graph: Graph, donated: dict[int, int]) -> Program:
     """The program of an optimized graph."""
     shared = Shared(RULES, schedule)
-    inputs = tuple(Buf(f"in{n}", v.type.shape, v.type.dtype, "input") for n, v in enumerate(graph.inputs))
-    outputs = tuple(Buf(f"out{n}", a.type.shape, a.type.dtype, "output") for n, a in enumerate(graph.outputs))
+    name = shared.namer
+    inputs = tuple(Buf(name(v), v.type.shape, v.type.dtype, "input") for v in graph.inputs)
+    for eqn in graph.eqns:
+        for var in eqn.outputs:
+            name(var)
+    computed = {v for e in graph.eqns for v in e.outputs}
+    outputs: list[Buf] = []
+    for n, a in enumerate(graph.outputs):
+        label = name(a) if a in computed and a not in graph.outputs[:n] else f"out{n}"
+        outputs.append(Buf(label, a.type.shape, a.type.dtype, "output"))
     reader = Lowering(Graph((), [], ()), shared, (), ())
     body = lower_block(graph, shared, [reader.of_buf(b) for b in inputs], outputs)
-    return Program(graph.name, inputs, outputs, body, shared.status, shared.checks, donated)
+    return Program(graph.name, inputs, tuple(outputs), body, shared.status, shared.checks, donated)

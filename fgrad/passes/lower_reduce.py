@@ -82,7 +82,7 @@ def reduce(low: Lowering, eqn: Eqn) -> None:
         low.items.append(stage)
     else:
         wide, narrow = _accumulator(x.dtype, op)
-        acc = Acc(low.shared.name(), wide)
+        acc = Acc(low.shared.namer(var), wide)
         result = low.b.op("cast", acc, dtype=x.dtype) if narrow else acc
         low.items.append(
             Stage(
@@ -139,7 +139,7 @@ def arg_reduce(low: Lowering, eqn: Eqn) -> None:
         return None
     value = x.at(idx)
     largest_wins = eqn.prim.name == "argmax"
-    best, where = Acc(low.shared.name(), x.dtype), Acc(low.shared.name(), dtypes.int64)
+    best, where = Acc(low.shared.name(), x.dtype), Acc(low.shared.namer(var), dtypes.int64)
     start = b.const((smallest if largest_wins else largest)(x.dtype), x.dtype)
     better = better_than(b, value, best, largest_wins)
     # An input full of the starting value leaves position 0, which is right.

@@ -17,9 +17,10 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.codegen.loops import Buffer, Expr, Kernel, LoopVar
 from fgrad.codegen.program import Block, Buf, CopyStep, HostStep, KernelStep, Step
-from fgrad.ir import Atom, Eqn, Graph, Literal, Var
+from fgrad.ir import Atom, Eqn, Graph, Literal, Type, Var
 from fgrad.passes.exprs import Builder
 from fgrad.passes.lazy import Lazy, Stage, whole
+from fgrad.show import Namer
 
 Rule = Callable[["Lowering", Eqn], None]
 
@@ -70,6 +71,8 @@ _COST |= dict.fromkeys(
 )
 _COST["threefry2x32"] = 70
 
+_NO_TYPE = Type((), dtypes.bool_)
+
 CHEAP = 4  # a value that costs this much or less is computed again by each reader rather than stored
 MOST_EQUATIONS = 48  # in one expression: keeps kernels readable and recursion shallow
 
@@ -92,20 +95,14 @@ class Shared:
     status: Buf | None = None
     checks: list[tuple[str, Any]] = field(default_factory=list)
     check_codes: dict[Any, int] = field(default_factory=dict)
-    names: int = 0
+    namer: Namer = field(default_factory=Namer)  # the names in printed graphs, buffers and kernels agree
     buffers: dict[Buf, Buffer] = field(default_factory=dict)
     bufs: dict[Buffer, Buf] = field(default_factory=dict)
     kernel_names: dict[str, int] = field(default_factory=dict)
 
     def name(self) -> str:
-        n = self.names
-        self.names += 1
-        text = ""
-        while True:
-            text = chr(ord("a") + n % 26) + text
-            n = n // 26 - 1
-            if n < 0:
-                return text
+        """A name that no variable has."""
+        return self.namer(Var(_NO_TYPE))
 
     def kernel_name(self, base: str) -> str:
         n = self.kernel_names.get(base, 0)
@@ -163,13 +160,15 @@ class Lowering:
 
     # ------------------------------------------------------------------------------------ buffers and values
 
-    def new_buf(self, shape: Sequence[int], dtype: np.dtype) -> Buf:
-        return Buf(self.shared.name(), tuple(shape), dtype)
+    def new_buf(self, shape: Sequence[int], dtype: np.dtype, name: str = "") -> Buf:
+        return Buf(name or self.shared.name(), tuple(shape), dtype)
 
     def buf_for(self, var: Var) -> Buf:
         """Where `var` is to be stored: its output buffer or a new temporary."""
         buf = self.storage.get(var)
-        return buf if buf is not None else self.new_buf(var.type.shape, var.type.dtype)
+        return (
+            buf if buf is not None else self.new_buf(var.type.shape, var.type.dtype, self.shared.namer(var))
+        )
 
     def view(self, buf: Buf, shape: Sequence[int]) -> Buf:
         if tuple(shape) == buf.shape:
@@ -267,7 +266,7 @@ class Lowering:
         if storage is not None and (value.buf is None or plain(value.buf) is not plain(storage)):
             value = self.realize(value, storage) if value.buf is None else self.copied(value, storage)
         elif value.buf is None and value.literal is None and self.worth_storing(var, value):
-            value = self.realize(value)
+            value = self.realize(value, self.buf_for(var))
         self.env[var] = value
 
     def copied(self, value: Lazy, buf: Buf) -> Lazy:
@@ -329,6 +328,9 @@ class Lowering:
 
 
 def lower_block(graph: Graph, shared: Shared, inputs: Sequence[Lazy], outputs: Sequence[Buf]) -> Block:
+    for eqn in graph.eqns:
+        for var in eqn.outputs:
+            shared.namer(var)
     low = Lowering(graph, shared, inputs, outputs)
     for eqn in graph.eqns:
         rule = (

@@ -32,9 +32,9 @@ from fgrad.codegen.loops import (
     Update,
 )
 from fgrad.codegen.program import Buf
-from fgrad.errors import describe
-from fgrad.ir import Eqn, Literal
+from fgrad.ir import Eqn
 from fgrad.passes.exprs import Builder
+from fgrad.show import eqn_text
 
 SUM_BLOCK = 4096
 LARGEST_UNROLL = 4
@@ -218,13 +218,6 @@ def _blocked_outer(loop: Loop, names: Callable[[], str]) -> Loop:
     return Loop(loop.var, _with_own_accumulators(inner, names), loop.kind)
 
 
-def note(eqn: Eqn) -> str:
-    """`mul float32[3] float32[3] -> float32[3]  # model.py:12`"""
-    parts = [repr(a.value.item()) if isinstance(a, Literal) else describe(a) for a in eqn.inputs]
-    text = f"{', '.join(describe(v) for v in eqn.outputs)} = {eqn.prim.name} {' '.join(parts)}"
-    return text + (f"  # {eqn.source.short}" if eqn.source is not None else "")
-
-
 def _count(body: Sequence[Stmt], times: int, memo: dict[int, int]) -> int:
     """Scalar operations performed by `body`."""
     total = 0
@@ -273,7 +266,7 @@ def finish_kernel(shared: Any, name: str, body: list[Stmt], eqns: Sequence[Eqn])
         own[buffer] = Buffer(label, buffer.dtype, buffer.size, role)
     rewriter = Rewriter(b, on_load=lambda buffer, *rest: b.load(own[buffer], *rest))
     body = [rewriter.stmt(s, own.__getitem__) for s in body]
-    notes = tuple(note(e) for e in dict.fromkeys(eqns))
+    notes = tuple(eqn_text(e, shared.namer) for e in dict.fromkeys(eqns))
     size = sum(x.size * x.dtype.itemsize * (2 if x.role == "inout" else 1) for x in own.values())
     kernel = Kernel(shared.kernel_name(name), tuple(own.values()), body, notes, _count(body, 1, {}), size)
     return kernel, [shared.bufs[x] for x in own]

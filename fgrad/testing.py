@@ -164,25 +164,36 @@ def _check_jvp(
 def _check_derivatives(
     graph: Graph, args: Sequence[np.ndarray], captured: Sequence[Array], order: int, what: str
 ) -> None:
-    active = [dtypes.is_inexact(a.dtype) for a in args]
-    if not any(active):
+    """With all floating inputs active together, and with each alone (tangents of the others are absent then)."""
+    floating = [dtypes.is_inexact(a.dtype) for a in args]
+    if not any(floating):
         return
+    _check_active(graph, args, captured, floating, order, what)
+    if sum(floating) > 1:
+        for i, on in enumerate(floating):
+            if on:
+                _check_active(
+                    graph, args, captured, [j == i for j in range(len(args))], 1, f"{what} in input {i}"
+                )
+
+
+def _check_active(
+    graph: Graph,
+    args: Sequence[np.ndarray],
+    captured: Sequence[Array],
+    active: Sequence[bool],
+    order: int,
+    what: str,
+) -> None:
     tangents, out_tangents = _check_jvp(graph, args, captured, active, f"jvp of {what}")
     derived, out_mask, in_mask = vjp_graph(graph, [*active, *[False] * len(captured)])
     check(derived.graph)
     rng = np.random.default_rng(8)
     cts = [_random_like(rng, o.type) for o, on in zip(graph.outputs, out_mask, strict=True) if on]
-    grads = iter(_values(derived.graph, [*args, *captured, *cts], derived.captured))
-    found = [next(grads) for has in in_mask if has]
+    found = _values(derived.graph, [*args, *captured, *cts], derived.captured)
     given = [t for t in tangents if t is not None]
-    left = sum(
-        np.sum(c * t).real
-        for c, t in zip(cts, [t for t, on in zip(out_tangents, out_mask, strict=True) if on], strict=True)
-    )
-    right = sum(
-        np.sum(g * t).real
-        for g, t in zip(found, [t for t, has in zip(given, in_mask, strict=True) if has], strict=True)
-    )
+    left = _pairing(cts, [t for t, on in zip(out_tangents, out_mask, strict=True) if on])
+    right = _pairing(found, [t for t, has in zip(given, in_mask, strict=True) if has])
     narrow = any(x.dtype not in (dtypes.float64, dtypes.complex128) for x in (*cts, *found))
     tolerance = 1e-2 if narrow else 1e-9
     np.testing.assert_allclose(
@@ -192,6 +203,24 @@ def _check_derivatives(
         inner_args = [*args, *[np.asarray(c) for c in captured], *cts]
         inner_active = [*active, *[False] * len(captured), *[True] * len(cts)]
         _check_jvp(derived.graph, inner_args, derived.captured, inner_active, f"jvp of vjp of {what}")
+
+
+def _pairing(cotangents: Sequence[np.ndarray], tangents: Sequence[np.ndarray]) -> float:
+    return float(sum(np.sum(c * t).real for c, t in zip(cotangents, tangents, strict=True)))
+
+
+def _check_derivatives_run(graph: Graph, args: Sequence[np.ndarray]) -> None:
+    """Where differences say nothing (half precision, kinks, NaN): the derived graphs are still well typed and run."""
+    active = [dtypes.is_inexact(a.dtype) for a in args]
+    if not any(active):
+        return
+    try:
+        derived, out_mask, _ = vjp_graph(graph, active)
+    except NotImplementedError:
+        return
+    check(derived.graph)
+    cts = [np.ones(o.type.shape, o.type.dtype) for o, on in zip(graph.outputs, out_mask, strict=True) if on]
+    _values(derived.graph, [*args, *cts], derived.captured)
 
 
 def check_grads(f: Callable[..., Any], *args: Any, order: int = 2) -> None:
@@ -281,25 +310,43 @@ def check_primitive(
     assert tuple((o.shape, o.dtype) for o in outs) == tuple((t.shape, t.dtype) for t in types)
     if sample.args:
         _check_vmap(prim, sample)
+    _check_derivatives_run(_traced(prim, sample, sample.args), sample.args)
     if sample.grad:
         wide = [_in_double(a) for a in sample.args]
         _check_derivatives(_traced(prim, sample, wide), wide, (), sample.order, prim.name)
 
 
 def check_compiled(prim: Primitive | str, samples: Sequence[Sample]) -> None:
-    """Compare `prim` in a compiled program with its NumPy definition, on all samples at once (one program for all)."""
+    """Compare `prim` and its VJP in a compiled program with their NumPy definitions, all samples in one program."""
     prim = REGISTRY[prim] if isinstance(prim, str) else prim
     samples = [s for s in samples if s.compiled]
     functions = [_as_function(prim, s.params) for s in samples]
 
+    def pulled(sample: Sample, f: Callable[..., list[Array]], xs: Sequence[Array]) -> list[Array]:
+        """Cotangents of the floating inputs, for random ones of the outputs."""
+        at = [i for i, x in enumerate(xs) if dtypes.is_float(x.dtype)] if sample.grad else []
+        if not at:
+            return []
+
+        def of_floats(*ys: Array) -> list[Array]:
+            inputs = list(xs)
+            for i, y in zip(at, ys, strict=True):
+                inputs[i] = y
+            return [o for o in f(*inputs) if dtypes.is_float(o.dtype)]
+
+        outs, pull = fgrad.vjp(of_floats, *[xs[i] for i in at])
+        rng = np.random.default_rng(9)
+        return list(pull([from_numpy(_random_like(rng, o)) for o in outs])) if outs else []
+
     def program(*groups: tuple[Array, ...]) -> list[list[Array]]:
-        return [f(*xs) for f, xs in zip(functions, groups, strict=True)]
+        triples = zip(samples, functions, groups, strict=True)
+        return [[*f(*xs), *pulled(s, f, xs)] for s, f, xs in triples]
 
     groups = [tuple(from_numpy(a) for a in s.args) for s in samples]
     got = fgrad.jit(program)(*groups)
     for n, (outs, want, sample) in enumerate(zip(got, program(*groups), samples, strict=True)):
         for i, (g, w) in enumerate(zip(outs, want, strict=True)):
             what = (
-                f"compiled {prim.name}, sample {n} ({', '.join(str(x.type) for x in groups[n])}), output {i}"
+                f"compiled {prim.name}, sample {n} ({', '.join(str(x.type) for x in groups[n])}), result {i}"
             )
             assert_close(np.asarray(g), np.asarray(w), sample.rtol, sample.atol, what)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fgrad.array import Array
 from fgrad.errors import message
 from fgrad.ir import Atom, Graph, Type, Var
-from fgrad.ops.builders import batch_operand
+from fgrad.ops.builders import batch_operand, full
 from fgrad.trace import as_tracer, at_source, deriving
 from fgrad.transforms.jvp import Derived
 
@@ -39,6 +39,10 @@ def batch_graph(
             if not any(on for _, on in args):
                 from_unbatched = _replay(t, eqn, [a for a, _ in args])
                 env.update((v, (x, False)) for v, x in zip(eqn.outputs, from_unbatched, strict=True))
+                continue
+            if size == 0:  # no example: nothing to compute, and rules may divide by the size
+                empty = [full((0, *v.type.shape), 0, v.type.dtype) for v in eqn.outputs]
+                env.update((v, (x, True)) for v, x in zip(eqn.outputs, empty, strict=True))
                 continue
             if eqn.prim.batch is None:
                 raise NotImplementedError(

@@ -103,3 +103,8 @@ def test_nothing_mapped():
     with pytest.raises(fgrad.FgradValueError, match="axis_size"):
         fgrad.vmap(lambda x: x, in_axes=None)(fnp.ones(3))
     assert fgrad.vmap(lambda x: x, in_axes=None, axis_size=2)(fnp.ones(3)).shape == (2, 3)
+
+
+def test_no_examples():
+    got = fgrad.vmap(fgrad.grad(lambda x: fnp.sum(fnp.tanh(x @ x.T)[0] ** 2)))(fnp.ones((0, 3, 2)))
+    assert got.shape == (0, 3, 2)

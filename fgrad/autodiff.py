@@ -174,7 +174,7 @@ def value_and_grad(f: F, argnums: int | Sequence[int] = 0, has_aux: bool = False
     positions: tuple[int, ...] = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     call = f"grad of {getattr(f, '__name__', 'function')}"
 
-    @wraps(f)
+    @wraps(f, updated=())
     def value_and_grad_f(*args: Any, **kwargs: Any) -> Any:
         for p in positions:
             if not -len(args) <= p < len(args):
@@ -222,7 +222,7 @@ def grad(f: F, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> F:
     """
     both = value_and_grad(f, argnums, has_aux)
 
-    @wraps(f)
+    @wraps(f, updated=())
     def grad_f(*args: Any, **kwargs: Any) -> Any:
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
@@ -366,7 +366,7 @@ def _chosen(
 def jacrev(f: F, argnums: int | Sequence[int] = 0) -> F:
     """The Jacobian by reverse mode, one row an output element (good for few outputs). Entry: output shape + input shape."""
 
-    @wraps(f)
+    @wraps(f, updated=())
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         of_chosen, xs = _chosen(f, argnums, args, kwargs)
         rec = _Recorded(of_chosen, xs, {}, "jacrev")
@@ -387,7 +387,7 @@ def jacrev(f: F, argnums: int | Sequence[int] = 0) -> F:
 def jacfwd(f: F, argnums: int | Sequence[int] = 0) -> F:
     """The Jacobian by forward mode, one column an input element (good for few inputs). Entry: output shape + input shape."""
 
-    @wraps(f)
+    @wraps(f, updated=())
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         of_chosen, xs = _chosen(f, argnums, args, kwargs)
         rec = _Recorded(of_chosen, xs, {}, "jacfwd")

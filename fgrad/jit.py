@@ -96,7 +96,7 @@ class Jitted:
         self._signature: inspect.Signature | None = None
         self._simple = not (static_argnums or static_argnames)
         self.call = f"jit of {getattr(f, '__name__', 'function')}"
-        update_wrapper(self, f)
+        update_wrapper(self, f, updated=())  # not its __dict__: it may be a Jitted too
 
     # -------------------------------------------------------------------------------------------- calling
 

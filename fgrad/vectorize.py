@@ -42,7 +42,7 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
         axis_size: needed only if no argument is mapped.
     """
 
-    @wraps(f)
+    @wraps(f, updated=())
     def vmapped(*args: Any, **kwargs: Any) -> Any:
         spec = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         if isinstance(spec, tuple) and len(spec) != len(args):

@@ -105,7 +105,7 @@ class custom_jvp:
     def __init__(self, f: F):
         self.f = f
         self.rule: F | None = None
-        update_wrapper(self, f)
+        update_wrapper(self, f, updated=())
 
     def defjvp(self, rule: F) -> F:
         self.rule = rule
@@ -281,7 +281,7 @@ class custom_vjp:
         self.f = f
         self.fwd: F | None = None
         self.bwd: F | None = None
-        update_wrapper(self, f)
+        update_wrapper(self, f, updated=())
 
     def defvjp(self, fwd: F, bwd: F) -> None:
         self.fwd, self.bwd = fwd, bwd

@@ -20,7 +20,9 @@ from fgrad.passes.lowering import Shared
 from fgrad.passes.nests import finish_kernel
 
 MOST_STAGES = 24  # in one kernel
-LOOK_BACK = 6  # groups considered for a stage that no group feeds
+# How many places a stage may move up to join a kernel. What is computed early is kept long: a value that the backward
+# pass computes again (a checkpoint) must not end up in the kernel that computed it the first time.
+LOOK_BACK = 8
 
 
 def schedule(items: Sequence[Stage | Step], shared: Shared, keep: set[Buf]) -> list[Step]:
@@ -62,10 +64,11 @@ def _assign(items: Sequence[Stage | Step], shared: Shared) -> list[Group | Step]
             continue
         stage_loads = _stage_loads(item)
         earliest = max((written_at.get(shared.bufs[ld.buffer].root, -1) for ld in stage_loads), default=-1)
-        candidates = {earliest} if earliest >= 0 else set()
+        nearest = max(earliest, len(entries) - LOOK_BACK, 0)
+        candidates = {earliest} if earliest == nearest else set()
         for ld in stage_loads:
             if ld.buffer.size > 1:
-                candidates.update(n for n in readers.get(ld.buffer, ())[-LOOK_BACK:] if n >= earliest)
+                candidates.update(n for n in readers.get(ld.buffer, ())[-LOOK_BACK:] if n >= nearest)
         if not item.dims and entries:
             candidates.add(len(entries) - 1)
         place = -1

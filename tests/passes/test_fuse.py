@@ -240,3 +240,22 @@ def test_kernel_notes_name_equations():
     x = b.input((3,))
     (kernel,) = h.kernels(h.run(b.graph(b("exp", b("add", x, b.like(1.0, x))))))
     assert any("exp" in n for n in kernel.notes) and kernel.flops >= 6 and kernel.bytes == 24
+
+
+def test_a_checkpoint_is_computed_again_where_it_is_needed():
+    def inner(b):
+        x = b.input((6, 5))
+        return [b("exp", b("sin", x))]
+
+    b = h.Build()
+    body = h.Build()
+    graph = body.graph(*inner(body))
+    x, w = b.input((6, 5)), b.input((5, 5))
+    (first,) = b("checkpoint", x, graph=graph)
+    y = first
+    for _ in range(10):
+        y = b("dot_general", y, w, dims=(((1,), (0,)), ((), ())))
+    (again,) = b("checkpoint", x, graph=graph)
+    program = h.run(b.graph(b("mul", y, again)), [np.full((6, 5), 0.5, np.float32), np.full((5, 5), 0.1, np.float32)])
+    last = program.body.steps[-1]
+    assert isinstance(last, KernelStep) and any("exp" in n for n in last.kernel.notes)

@@ -113,6 +113,11 @@ def _one_plus(x: Array) -> Array:
     return add(full_like(x, 1), x)
 
 
+def _nonzero(x: Array) -> Array:
+    """1 in place of 0: at the tip of the cone the derivative of a length is taken as 0, not 0/0."""
+    return select(eq(x, full_like(x, 0)), full_like(x, 1), x)
+
+
 _TWO_BY_ROOT_PI = 2 / math.sqrt(math.pi)
 
 
@@ -159,7 +164,9 @@ atan2_p = _real(
     lambda out, y, x: div(x, add(square(x), square(y))),
     lambda out, y, x: neg(div(y, add(square(x), square(y)))),
 )
-hypot_p = _real("hypot", np.hypot, lambda out, x, y: div(x, out), lambda out, x, y: div(y, out))
+hypot_p = _real(
+    "hypot", np.hypot, lambda out, x, y: div(x, _nonzero(out)), lambda out, x, y: div(y, _nonzero(out))
+)
 logaddexp_p = _real("logaddexp", np.logaddexp, _logaddexp_partial(0), _logaddexp_partial(1))
 identity_p = elementwise(
     "identity",

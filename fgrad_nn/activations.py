@@ -123,7 +123,8 @@ def _layer(name: str, f: Any) -> Any:
     def forward(self: Any, p: Bound, x: Any) -> Array:
         return f(x)
 
-    cls = type(Module)(name, (Module,), {"forward": forward, "__doc__": f.__doc__, "__module__": __name__})
+    metaclass: Any = type(Module)
+    cls = metaclass(name, (Module,), {"forward": forward, "__doc__": f.__doc__, "__module__": __name__})
     return dataclass(frozen=True, repr=False)(cls)
 
 

@@ -58,7 +58,7 @@ def _adam(
         size = (rate / (1 - fnp.power(fnp.asarray(b1, "float64"), count))).astype("float32")
         root = fnp.sqrt(1 - fnp.power(fnp.asarray(b2, "float64"), count)).astype("float32")
 
-        def one(g: Array, m: Array, v: Array, p: Array | None = None) -> tuple[Array, ...]:
+        def one(g: Array, m: Array, v: Array, p: Any = None) -> tuple[Array, ...]:
             if weight_decay and not decoupled:
                 g = g + weight_decay * p
             m = b1 * m + (1 - b1) * g

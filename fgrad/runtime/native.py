@@ -1,14 +1,15 @@
 """Module text -> machine code, compiled by Numba; object code -> machine code, without Numba.
 
-A program becomes one Numba function whose body is one intrinsic: it hands the program's LLVM module to the library that Numba
-is compiling and calls the program's symbol. Numba's pipeline, target machine and linker do the rest:
+A program's LLVM module goes to Numba's CPU code generator, the part of Numba behind its typing pipeline: a `library` of it
+optimises, links and loads the module with Numba's target machine and passes. Nothing in a program needs Numba's types, so their
+registries (half a second to fill) are left alone:
 
-    @njit("void(uintp, int64)")
-    def entry(table, segment):
-        run_program(table, segment)         # the intrinsic: call void @SYMBOL(ptr table, i64 segment)
+    library = JITCPUCodegen("fgrad").create_library(symbol)
+    library._final_module.link_in(module)
+    library.finalize()
 
 The object code of that library is self-contained, so a later process loads it with llvmlite alone (2 ms where
-importing Numba takes 300). Either way the program is called through SYMBOL's address with ctypes.
+importing Numba takes 300). Either way the program is called through its symbol's address with ctypes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _lock = threading.Lock()  # llvmlite's engines are not to be made by two threads
 class NativeCode:
     """Loaded machine code. `call(table address, segment)` runs it; `object_code` is what the disk cache keeps.
 
-    `keep` holds what owns the code: Numba's compile result or llvmlite's execution engine.
+    `keep` holds what owns the code: Numba's library or llvmlite's execution engine.
     """
 
     def __init__(self, symbol: str, address: int, object_code: bytes, keep: Any):
@@ -36,53 +37,32 @@ class NativeCode:
 
     def assembly(self) -> str:
         """The optimised machine code as text; only for code that this process compiled."""
-        return self.keep.library.get_asm_str()
+        return self.keep.get_asm_str()
+
+
+_codegen: Any = None
 
 
 def compile_module(text: str, symbol: str) -> NativeCode:
-    """Compile LLVM IR that exports `void symbol(ptr, i64)` through Numba."""
+    """Compile LLVM IR that exports `void symbol(ptr, i64)` with Numba's code generator."""
     import llvmlite.binding as llvm
-    from llvmlite import ir
-    from numba import types
-    from numba.core import compiler, registry
-    from numba.extending import intrinsic
+    from numba.core.codegen import JITCPUCodegen
+    from numba.core.compiler_lock import global_compiler_lock
 
-    compiled: list[Any] = []
-
-    @intrinsic
-    def run_program(typing_context, table, segment):
-        def emit(context, builder, signature, args):
-            library = context.active_code_library
-            library.enable_object_caching()
-            module = llvm.parse_assembly(text)
-            module.verify()
-            module.data_layout = library.codegen._data_layout
-            # Not `add_llvm_module`, which would optimise each function first: the whole is optimised in the end anyway.
-            library._final_module.link_in(module)
-            compiled.append(library)
-            pointer = ir.PointerType()
-            callee = ir.Function(
-                builder.module, ir.FunctionType(ir.VoidType(), [pointer, args[1].type]), symbol
-            )
-            builder.call(callee, [builder.inttoptr(args[0], pointer), args[1]])
-            return context.get_dummy_value()
-
-        return types.void(types.uintp, types.int64), emit
-
-    def entry(table, segment):
-        run_program(table, segment)  # type: ignore[call-arg]
-
-    flags: Any = compiler.Flags()
-    flags.nrt = False
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    target = registry.cpu_target
-    result = compiler.compile_extra(
-        target.typing_context, target.target_context, entry, (types.uintp, types.int64), types.void, flags, {}
-    )
-    (library,) = compiled
-    address = library.get_pointer_to_function(symbol)
-    return NativeCode(symbol, address, bytes(library._get_compiled_object()), result)
+    global _codegen
+    with global_compiler_lock:
+        if _codegen is None:
+            _codegen = JITCPUCodegen("fgrad")
+        library = _codegen.create_library(symbol)
+        library.enable_object_caching()
+        module = llvm.parse_assembly(text)
+        module.verify()
+        module.data_layout = _codegen._data_layout
+        # Not `add_llvm_module`, which would optimise each function first: the whole is optimised in the end anyway.
+        library._final_module.link_in(module)
+        library.finalize()
+        address = library.get_pointer_to_function(symbol)
+        return NativeCode(symbol, address, bytes(library._get_compiled_object()), library)
 
 
 _llvm_ready = False

@@ -36,7 +36,9 @@ def same_types(name: str, types: Sequence[Type], accepts: Callable[[np.dtype], b
             )
         )
     if accepts is not None and not accepts(first.dtype):
-        raise FgradTypeError(message(name, f"dtype {first.dtype} is not supported", "convert with x.astype(...)"))
+        raise FgradTypeError(
+            message(name, f"dtype {first.dtype} is not supported", "convert with x.astype(...)")
+        )
     return first
 
 
@@ -93,7 +95,9 @@ def elementwise(
         t = same_types(name, types, accepts)
         return Type(t.shape, out_dtype(t.dtype) if out_dtype else t.dtype)
 
-    def jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Sequence[Array], **params: Any) -> Array | None:
+    def jvp(
+        primals: Sequence[Array], tangents: Sequence[Array | None], outs: Sequence[Array], **params: Any
+    ) -> Array | None:
         total = None
         for partial, tangent in zip(partials or (), tangents, strict=True):
             if tangent is None or partial is None:
@@ -107,7 +111,9 @@ def elementwise(
             total = term if total is None else bind(add_p, total, term)
         return total
 
-    def jvp_linear(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any) -> Array:
+    def jvp_linear(
+        primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any
+    ) -> Array:
         return bind(prim, tangents[0], **params)
 
     def batch(size: int, args: Sequence[Array], batched: Sequence[bool], **params: Any) -> tuple[Any, bool]:
@@ -135,13 +141,17 @@ def zero_jvp(*_: Any, **__: Any) -> None:
 # ------------------------------------------------------------------------------------------------ linear and multilinear
 
 
-def linear(name: str, type_rule: Rule, impl: Rule, transpose: Rule, batch: Rule, family: str, doc: str = "") -> Primitive:
+def linear(
+    name: str, type_rule: Rule, impl: Rule, transpose: Rule, batch: Rule, family: str, doc: str = ""
+) -> Primitive:
     """Linear in input 0; other inputs (if any) are not differentiable and pass through.
 
     `transpose(ct, x, *rest, **params)` gives the cotangent of input 0, `x` being its `Linear` placeholder.
     """
 
-    def jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any) -> Array | None:
+    def jvp(
+        primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any
+    ) -> Array | None:
         return None if tangents[0] is None else bind(prim, tangents[0], *primals[1:], **params)
 
     def transposed(cts: Sequence[Array | None], *inputs: Any, **params: Any) -> tuple[Any, ...]:
@@ -152,11 +162,20 @@ def linear(name: str, type_rule: Rule, impl: Rule, transpose: Rule, batch: Rule,
 
 
 def multilinear(
-    name: str, type_rule: Rule, impl: Rule, transposes: Sequence[Rule], batch: Rule, family: str, scalar: Rule | None = None, doc: str = ""
+    name: str,
+    type_rule: Rule,
+    impl: Rule,
+    transposes: Sequence[Rule],
+    batch: Rule,
+    family: str,
+    scalar: Rule | None = None,
+    doc: str = "",
 ) -> Primitive:
     """Linear in each input separately. `transposes[i](ct, *inputs, **params)` gives the cotangent of input i (a `Linear`)."""
 
-    def jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any) -> Array | None:
+    def jvp(
+        primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any
+    ) -> Array | None:
         total = None
         for i, tangent in enumerate(tangents):
             if tangent is None:
@@ -166,31 +185,45 @@ def multilinear(
         return total
 
     def transposed(cts: Sequence[Array | None], *inputs: Any, **params: Any) -> tuple[Any, ...]:
-        return tuple(t(cts[0], *inputs, **params) if isinstance(x, Linear) else None for t, x in zip(transposes, inputs, strict=True))
+        return tuple(
+            t(cts[0], *inputs, **params) if isinstance(x, Linear) else None
+            for t, x in zip(transposes, inputs, strict=True)
+        )
 
-    prim = Primitive(name, type_rule, impl, family, scalar=scalar, jvp=jvp, transpose=transposed, batch=batch, doc=doc)
+    prim = Primitive(
+        name, type_rule, impl, family, scalar=scalar, jvp=jvp, transpose=transposed, batch=batch, doc=doc
+    )
     return register(prim)
 
 
-def opaque(name: str, type_rule: Rule, impl: Rule, *, jvp: Rule | None = None, batch: Rule | None = None, multiple: bool = False, doc: str = "") -> Primitive:
+def opaque(
+    name: str,
+    type_rule: Rule,
+    impl: Rule,
+    *,
+    jvp: Rule | None = None,
+    batch: Rule | None = None,
+    multiple: bool = False,
+    doc: str = "",
+) -> Primitive:
     """An operation that compiled programs leave to its NumPy definition, at a cut."""
-    return register(Primitive(name, type_rule, impl, "opaque", multiple=multiple, jvp=jvp, batch=batch, doc=doc))
+    return register(
+        Primitive(name, type_rule, impl, "opaque", multiple=multiple, jvp=jvp, batch=batch, doc=doc)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what the rules are written in
 # add, neg, mul and broadcast are defined here because the derived rules above need them.
 
 
-
-
 def _add_transpose(cts: Sequence[Array], x: Any, y: Any) -> tuple[Any, Any]:
     return (cts[0] if isinstance(x, Linear) else None, cts[0] if isinstance(y, Linear) else None)
 
 
-
-
 add_p = elementwise("add", np.add, partials=(ONE, ONE), transpose=_add_transpose, accepts=is_number)
-neg_p = elementwise("neg", np.negative, linear=True, transpose=lambda cts, x: (bind(neg_p, cts[0]),), accepts=is_number)
+neg_p = elementwise(
+    "neg", np.negative, linear=True, transpose=lambda cts, x: (bind(neg_p, cts[0]),), accepts=is_number
+)
 
 
 def _mul_type(x: Type, y: Type) -> Type:
@@ -231,11 +264,20 @@ def _broadcast_transpose(ct: Array, x: Linear, *, shape: tuple[int, ...], axes: 
     return bind(transpose_p, ct, perm=order) if order != tuple(range(len(order))) else ct
 
 
-def _broadcast_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[Array, bool]:
+def _broadcast_batch(
+    size: int,
+    args: Sequence[Array],
+    batched: Sequence[bool],
+    *,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+) -> tuple[Array, bool]:
     return bind(broadcast_p, args[0], shape=(size, *shape), axes=(0, *[a + 1 for a in axes])), True
 
 
-broadcast_p = linear("broadcast", _broadcast_type, _broadcast_impl, _broadcast_transpose, _broadcast_batch, "structure")
+broadcast_p = linear(
+    "broadcast", _broadcast_type, _broadcast_impl, _broadcast_transpose, _broadcast_batch, "structure"
+)
 
 
 def _reduce_type(x: Type, *, axes: tuple[int, ...]) -> Type:
@@ -257,7 +299,9 @@ def _sum_transpose(ct: Array, x: Linear, *, axes: tuple[int, ...]) -> Array:
     return bind(broadcast_p, ct, shape=x.shape, axes=tuple(i for i in range(len(x.shape)) if i not in axes))
 
 
-def _sum_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, axes: tuple[int, ...]) -> tuple[Array, bool]:
+def _sum_batch(
+    size: int, args: Sequence[Array], batched: Sequence[bool], *, axes: tuple[int, ...]
+) -> tuple[Array, bool]:
     return bind(reduce_sum_p, args[0], axes=tuple(a + 1 for a in axes)), True
 
 
@@ -274,10 +318,17 @@ def _transpose_transpose(ct: Array, x: Linear, *, perm: tuple[int, ...]) -> Arra
     return bind(transpose_p, ct, perm=tuple(int(i) for i in np.argsort(perm)))
 
 
-def _transpose_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, perm: tuple[int, ...]) -> tuple[Array, bool]:
+def _transpose_batch(
+    size: int, args: Sequence[Array], batched: Sequence[bool], *, perm: tuple[int, ...]
+) -> tuple[Array, bool]:
     return bind(transpose_p, args[0], perm=(0, *[p + 1 for p in perm])), True
 
 
 transpose_p = linear(
-    "transpose", _transpose_type, lambda x, *, perm: np.transpose(x, perm), _transpose_transpose, _transpose_batch, "structure"
+    "transpose",
+    _transpose_type,
+    lambda x, *, perm: np.transpose(x, perm),
+    _transpose_transpose,
+    _transpose_batch,
+    "structure",
 )

@@ -29,7 +29,9 @@ def _dot_type(a: Type, b: Type, *, dims: Dims) -> Type:
         raise FgradTypeError(message("dot_general", f"operands must have one numeric dtype, got {a} and {b}"))
     for what, i, j in (("contracted", ac, bc), ("batch", ab, bb)):
         if [a.shape[x] for x in i] != [b.shape[x] for x in j]:
-            raise FgradTypeError(message("dot_general", f"{what} axes {i} of {a} and {j} of {b} differ in length"))
+            raise FgradTypeError(
+                message("dot_general", f"{what} axes {i} of {a} and {j} of {b} differ in length")
+            )
     batch = [a.shape[i] for i in ab]
     left = [a.shape[i] for i in _free(a.ndim, ac, ab)]
     right = [b.shape[i] for i in _free(b.ndim, bc, bb)]
@@ -74,7 +76,9 @@ def _grad_right(ct: Array, a: Array, b: Any, *, dims: Dims) -> Array:
     return transpose(out, [int(i) for i in np.argsort(where)])
 
 
-def _dot_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, dims: Dims) -> tuple[Array, bool]:
+def _dot_batch(
+    size: int, args: Sequence[Array], batched: Sequence[bool], *, dims: Dims
+) -> tuple[Array, bool]:
     (ac, bc), (ab, bb) = dims
     a, b = args
 
@@ -82,7 +86,12 @@ def _dot_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, dim
         return tuple(i + 1 for i in axes) if by else axes
 
     if all(batched):
-        return bind(dot_general_p, a, b, dims=((shift(ac, True), shift(bc, True)), ((0, *shift(ab, True)), (0, *shift(bb, True))))), True
+        return bind(
+            dot_general_p,
+            a,
+            b,
+            dims=((shift(ac, True), shift(bc, True)), ((0, *shift(ab, True)), (0, *shift(bb, True)))),
+        ), True
     if ab:  # batch axes come first in the output: the new one could not stay in front of them unless shared
         a, b = (x if f else batch_operand(x, size) for x, f in zip((a, b), batched, strict=True))
         return _dot_batch(size, (a, b), (True, True), dims=dims)
@@ -95,7 +104,9 @@ def _dot_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, dim
     return transpose(out, (at, *range(at), *range(at + 1, out.ndim))), True
 
 
-dot_general_p = multilinear("dot_general", _dot_type, _dot_impl, (_grad_left, _grad_right), _dot_batch, "contract")
+dot_general_p = multilinear(
+    "dot_general", _dot_type, _dot_impl, (_grad_left, _grad_right), _dot_batch, "contract"
+)
 
 
 def dot_general(a: Array, b: Array, dims: Dims) -> Array:

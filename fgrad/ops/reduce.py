@@ -32,7 +32,9 @@ def _reduction(name: str, ufunc: Any, accepts: Any, jvp: Any, identity: bool) ->
     def type_rule(x: Type, *, axes: Ints) -> Type:
         same_types(name, (x,), accepts)
         if not identity and any(x.shape[a] == 0 for a in axes):
-            raise FgradValueError(message(name, f"cannot reduce {x} over an axis of length 0: there is no identity"))
+            raise FgradValueError(
+                message(name, f"cannot reduce {x} over an axis of length 0: there is no identity")
+            )
         return Type(tuple(s for i, s in enumerate(x.shape) if i not in axes), x.dtype)
 
     def impl(x: np.ndarray, *, axes: Ints) -> np.ndarray:
@@ -45,7 +47,9 @@ def _reduction(name: str, ufunc: Any, accepts: Any, jvp: Any, identity: bool) ->
     return register(prim)
 
 
-def _extreme_jvp(primals: Sequence[Array], tangents: Sequence[Array], outs: Sequence[Array], *, axes: Ints) -> Array:
+def _extreme_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array], outs: Sequence[Array], *, axes: Ints
+) -> Array:
     """The mean of the tangents at the extreme (all of them, where several are equal)."""
     x, out = primals[0], outs[0]
     at = convert(eq(x, unreduce(out, x.shape, axes)), x.dtype)
@@ -113,7 +117,14 @@ def _arg(name: str, impl: Any) -> Primitive:
     def batch(size: int, args: Sequence[Array], batched: Any, *, axis: int) -> tuple[Array, bool]:
         return bind(prim, args[0], axis=axis + 1), True
 
-    prim = Primitive(name, type_rule, lambda x, *, axis: np.asarray(impl(x, axis=axis)).astype(np.int64), "reduce", jvp=zero_jvp, batch=batch)
+    prim = Primitive(
+        name,
+        type_rule,
+        lambda x, *, axis: np.asarray(impl(x, axis=axis)).astype(np.int64),
+        "reduce",
+        jvp=zero_jvp,
+        batch=batch,
+    )
     return register(prim)
 
 

@@ -13,7 +13,16 @@ import numpy as np
 from fgrad.array import Array
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Linear, Primitive, Type, register
-from fgrad.ops.builders import batch_all, broadcast_p, full, full_like, linear, reduce_sum_p, transpose_p, zero_jvp
+from fgrad.ops.builders import (
+    batch_all,
+    broadcast_p,
+    full,
+    full_like,
+    linear,
+    reduce_sum_p,
+    transpose_p,
+    zero_jvp,
+)
 from fgrad.ops.elementwise import select, sub
 from fgrad.trace import bind
 
@@ -23,7 +32,11 @@ Ints = tuple[int, ...]
 def broadcast(x: Array, shape: Sequence[int], axes: Sequence[int]) -> Array:
     """Place axis i of `x` at output axis `axes[i]`; repeat along the others."""
     shape, axes = tuple(shape), tuple(axes)
-    return x if x.shape == shape and axes == tuple(range(len(shape))) else bind(broadcast_p, x, shape=shape, axes=axes)
+    return (
+        x
+        if x.shape == shape and axes == tuple(range(len(shape)))
+        else bind(broadcast_p, x, shape=shape, axes=axes)
+    )
 
 
 def transpose(x: Array, perm: Sequence[int]) -> Array:
@@ -49,7 +62,9 @@ def _product(shape: Sequence[int]) -> int:
 
 def _reshape_type(x: Type, *, shape: Ints) -> Type:
     if _product(shape) != x.size:
-        raise FgradTypeError(message("reshape", f"{x} has {x.size} elements, shape {shape} has {_product(shape)}"))
+        raise FgradTypeError(
+            message("reshape", f"{x} has {x.size} elements, shape {shape} has {_product(shape)}")
+        )
     return Type(shape, x.dtype)
 
 
@@ -91,7 +106,9 @@ def _slice_transpose(ct: Array, x: Linear, *, start: Ints, stop: Ints, step: Int
     return pad(ct, 0, start, high, [s - 1 for s in step])
 
 
-def _slice_batch(size: int, args: Sequence[Array], batched: Any, *, start: Ints, stop: Ints, step: Ints) -> tuple[Array, bool]:
+def _slice_batch(
+    size: int, args: Sequence[Array], batched: Any, *, start: Ints, stop: Ints, step: Ints
+) -> tuple[Array, bool]:
     return bind(slice_p, args[0], start=(0, *start), stop=(size, *stop), step=(1, *step)), True
 
 
@@ -131,11 +148,15 @@ def _pad_type(x: Type, value: Type, *, low: Ints, high: Ints, interior: Ints) ->
 
 
 def _pad_place(shape: Ints, low: Ints, interior: Ints) -> tuple[slice, ...]:
-    return tuple(np.s_[lo : lo + n + max(n - 1, 0) * i : i + 1] for n, lo, i in zip(shape, low, interior, strict=True))
+    return tuple(
+        np.s_[lo : lo + n + max(n - 1, 0) * i : i + 1] for n, lo, i in zip(shape, low, interior, strict=True)
+    )
 
 
 def _pad_impl(x: np.ndarray, value: np.ndarray, *, low: Ints, high: Ints, interior: Ints) -> np.ndarray:
-    shape = [lo + n + max(n - 1, 0) * i + hi for lo, n, hi, i in zip(low, x.shape, high, interior, strict=True)]
+    shape = [
+        lo + n + max(n - 1, 0) * i + hi for lo, n, hi, i in zip(low, x.shape, high, interior, strict=True)
+    ]
     out = np.full(shape, value, dtype=x.dtype)
     out[_pad_place(x.shape, low, interior)] = x
     return out
@@ -148,7 +169,9 @@ def _pad_jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: A
     return bind(pad_p, x, value if value is not None else full((), 0, x.dtype), **params)
 
 
-def _pad_transpose(cts: Sequence[Array], x: Any, value: Any, *, low: Ints, high: Ints, interior: Ints) -> tuple[Any, Any]:
+def _pad_transpose(
+    cts: Sequence[Array], x: Any, value: Any, *, low: Ints, high: Ints, interior: Ints
+) -> tuple[Any, Any]:
     (ct,) = cts
     stop = [lo + n + max(n - 1, 0) * i for lo, n, i in zip(low, x.shape, interior, strict=True)]
     inside = slice_(ct, low, stop, [i + 1 for i in interior])
@@ -160,7 +183,9 @@ def _pad_transpose(cts: Sequence[Array], x: Any, value: Any, *, low: Ints, high:
     return (inside if isinstance(x, Linear) else None, total)
 
 
-def _pad_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, low: Ints, high: Ints, interior: Ints) -> tuple[Array, bool]:
+def _pad_batch(
+    size: int, args: Sequence[Array], batched: Sequence[bool], *, low: Ints, high: Ints, interior: Ints
+) -> tuple[Array, bool]:
     x = args[0] if batched[0] else batch_all(size, args[:1], [False])[0]
     if not batched[1]:
         return bind(pad_p, x, args[1], low=(0, *low), high=(0, *high), interior=(0, *interior)), True
@@ -172,11 +197,15 @@ def _pad_batch(size: int, args: Sequence[Array], batched: Sequence[bool], *, low
 
 
 pad_p = register(
-    Primitive("pad", _pad_type, _pad_impl, "structure", jvp=_pad_jvp, transpose=_pad_transpose, batch=_pad_batch)
+    Primitive(
+        "pad", _pad_type, _pad_impl, "structure", jvp=_pad_jvp, transpose=_pad_transpose, batch=_pad_batch
+    )
 )
 
 
-def pad(x: Array, value: Any, low: Sequence[int], high: Sequence[int], interior: Sequence[int] | None = None) -> Array:
+def pad(
+    x: Array, value: Any, low: Sequence[int], high: Sequence[int], interior: Sequence[int] | None = None
+) -> Array:
     """`value` around `x` (`low` before, `high` after each axis) and `interior` of them between its elements."""
     interior = tuple(interior) if interior is not None else (0,) * x.ndim
     if not any((*low, *high, *interior)):
@@ -191,13 +220,26 @@ def pad(x: Array, value: Any, low: Sequence[int], high: Sequence[int], interior:
 def _concatenate_type(*xs: Type, axis: int) -> Type:
     first = xs[0]
     for x in xs:
-        if x.dtype != first.dtype or x.ndim != first.ndim or any(i != axis and a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True))):
-            raise FgradTypeError(message("concatenate", f"operands {', '.join(map(str, xs))} differ outside axis {axis}"))
-    return Type(tuple(sum(x.shape[axis] for x in xs) if i == axis else n for i, n in enumerate(first.shape)), first.dtype)
+        if (
+            x.dtype != first.dtype
+            or x.ndim != first.ndim
+            or any(i != axis and a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)))
+        ):
+            raise FgradTypeError(
+                message("concatenate", f"operands {', '.join(map(str, xs))} differ outside axis {axis}")
+            )
+    return Type(
+        tuple(sum(x.shape[axis] for x in xs) if i == axis else n for i, n in enumerate(first.shape)),
+        first.dtype,
+    )
 
 
-def _concatenate_jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, axis: int) -> Array:
-    return concatenate([t if t is not None else full_like(x, 0) for x, t in zip(primals, tangents, strict=True)], axis)
+def _concatenate_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, axis: int
+) -> Array:
+    return concatenate(
+        [t if t is not None else full_like(x, 0) for x, t in zip(primals, tangents, strict=True)], axis
+    )
 
 
 def _concatenate_transpose(cts: Sequence[Array], *xs: Any, axis: int) -> tuple[Any, ...]:
@@ -220,7 +262,10 @@ concatenate_p = register(
         "structure",
         jvp=_concatenate_jvp,
         transpose=_concatenate_transpose,
-        batch=lambda size, args, batched, *, axis: (concatenate(batch_all(size, args, batched), axis + 1), True),
+        batch=lambda size, args, batched, *, axis: (
+            concatenate(batch_all(size, args, batched), axis + 1),
+            True,
+        ),
     )
 )
 
@@ -264,7 +309,9 @@ def _starts(x_shape: Ints, sizes: Ints, starts: Sequence[np.ndarray]) -> tuple[s
 
 def _check_starts(name: str, x: Type, sizes: Ints, starts: Sequence[Type]) -> None:
     if len(starts) != x.ndim or len(sizes) != x.ndim:
-        raise FgradTypeError(message(name, f"{x} needs {x.ndim} start indices and sizes, got {len(starts)} and {len(sizes)}"))
+        raise FgradTypeError(
+            message(name, f"{x} needs {x.ndim} start indices and sizes, got {len(starts)} and {len(sizes)}")
+        )
     if any(s.shape != () or s.dtype != np.int64 for s in starts):
         raise FgradTypeError(message(name, "start indices must be 0-d int64"))
     if any(k > n or k < 0 for k, n in zip(sizes, x.shape, strict=True)):
@@ -276,7 +323,9 @@ def _dynamic_slice_type(x: Type, *starts: Type, sizes: Ints) -> Type:
     return Type(sizes, x.dtype)
 
 
-def _dynamic_slice_jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, sizes: Ints) -> Array | None:
+def _dynamic_slice_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, *, sizes: Ints
+) -> Array | None:
     return None if tangents[0] is None else bind(dynamic_slice_p, tangents[0], *primals[1:], sizes=sizes)
 
 
@@ -315,7 +364,9 @@ def _dynamic_update_impl(x: np.ndarray, update: np.ndarray, *starts: np.ndarray)
     return out
 
 
-def _dynamic_update_jvp(primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any) -> Array | None:
+def _dynamic_update_jvp(
+    primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any
+) -> Array | None:
     if tangents[0] is None and tangents[1] is None:
         return None
     tx = tangents[0] if tangents[0] is not None else full_like(primals[0], 0)
@@ -325,7 +376,11 @@ def _dynamic_update_jvp(primals: Sequence[Array], tangents: Sequence[Array | Non
 
 def _dynamic_update_transpose(cts: Sequence[Array], x: Any, update: Any, *starts: Array) -> tuple[Any, ...]:
     (ct,) = cts
-    dx = bind(dynamic_update_slice_p, ct, full(update.shape, 0, ct.dtype), *starts) if isinstance(x, Linear) else None
+    dx = (
+        bind(dynamic_update_slice_p, ct, full(update.shape, 0, ct.dtype), *starts)
+        if isinstance(x, Linear)
+        else None
+    )
     du = bind(dynamic_slice_p, ct, *starts, sizes=update.shape) if isinstance(update, Linear) else None
     return (dx, du, *[None] * len(starts))
 

@@ -57,7 +57,9 @@ def _digamma(x: float) -> float:
         result -= 1 / x
         x += 1
     f = 1 / (x * x)
-    series = f * (1 / 12 - f * (1 / 120 - f * (1 / 252 - f * (1 / 240 - f * (1 / 132 - f * (691 / 32760 - f / 12))))))
+    series = f * (
+        1 / 12 - f * (1 / 120 - f * (1 / 252 - f * (1 / 240 - f * (1 / 132 - f * (691 / 32760 - f / 12)))))
+    )
     return result + math.log(x) - 0.5 / x - series
 
 
@@ -97,7 +99,9 @@ def _pow_impl(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _pow_dx(out: Array, x: Array, y: Array) -> Array:
     zero = eq(y, full_like(y, 0))
-    return select(zero, full_like(x, 0), mul(y, pow(x, select(zero, full_like(y, 1), sub(y, full_like(y, 1))))))
+    return select(
+        zero, full_like(x, 0), mul(y, pow(x, select(zero, full_like(y, 1), sub(y, full_like(y, 1)))))
+    )
 
 
 def _pow_dy(out: Array, x: Array, y: Array) -> Array:
@@ -130,7 +134,9 @@ def _inexact(name: str, impl: Any, *partials: Any) -> Any:
 
 
 sqrt_p = _inexact("sqrt", np.sqrt, lambda out, x: div(full_like(x, 0.5), out))
-rsqrt_p = _inexact("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype), lambda out, x: mul(full_like(x, -0.5), div(out, x)))
+rsqrt_p = _inexact(
+    "rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype), lambda out, x: mul(full_like(x, -0.5), div(out, x))
+)
 cbrt_p = _real("cbrt", np.cbrt, lambda out, x: div(full_like(x, 1 / 3), square(out)))
 exp_p = _inexact("exp", np.exp, lambda out, x: out)
 exp2_p = _real("exp2", np.exp2, lambda out, x: mul(full_like(x, math.log(2)), out))
@@ -152,9 +158,15 @@ asinh_p = _real("asinh", np.arcsinh, lambda out, x: rsqrt(_one_plus(square(x))))
 acosh_p = _real("acosh", np.arccosh, lambda out, x: rsqrt(sub(square(x), full_like(x, 1))))
 atanh_p = _real("atanh", np.arctanh, lambda out, x: reciprocal(_one_minus(square(x))))
 sigmoid_p = _real("sigmoid", _sigmoid_impl, lambda out, x: mul(out, _one_minus(out)))
-erf_p = _real("erf", _in_float64(math.erf), lambda out, x: mul(full_like(x, _TWO_BY_ROOT_PI), exp(neg(square(x)))))
-erfc_p = _real("erfc", _in_float64(math.erfc), lambda out, x: mul(full_like(x, -_TWO_BY_ROOT_PI), exp(neg(square(x)))))
-erfinv_p = _real("erfinv", _in_float64(_erfinv), lambda out, x: mul(full_like(x, 1 / _TWO_BY_ROOT_PI), exp(square(out))))
+erf_p = _real(
+    "erf", _in_float64(math.erf), lambda out, x: mul(full_like(x, _TWO_BY_ROOT_PI), exp(neg(square(x))))
+)
+erfc_p = _real(
+    "erfc", _in_float64(math.erfc), lambda out, x: mul(full_like(x, -_TWO_BY_ROOT_PI), exp(neg(square(x))))
+)
+erfinv_p = _real(
+    "erfinv", _in_float64(_erfinv), lambda out, x: mul(full_like(x, 1 / _TWO_BY_ROOT_PI), exp(square(out)))
+)
 lgamma_p = _real("lgamma", _in_float64(_lgamma), lambda out, x: digamma(x))
 digamma_p = _real("digamma", _in_float64(_digamma), lambda out, x: _trigamma(x))
 pow_p = elementwise("pow", _pow_impl, partials=(_pow_dx, _pow_dy), accepts=lambda d: d != dtypes.bool_)

@@ -24,6 +24,7 @@ from fgrad.passes.exprs import Builder
 from fgrad.passes.lazy import Stage
 
 SMALL = 16384  # loops this short follow one another in one kernel even without common rows
+LARGEST_IN_PIECES = 1 << 18  # elements
 AFTER = -1  # the segment number of what is computed after the row loops
 
 Env = dict[LoopVar, Expr]
@@ -173,9 +174,14 @@ class Group:
         return True
 
     def _same_row(self, index: Expr, stored: Expr, buffer: Buffer) -> bool:
-        """Both indices stay within the same contiguous row of `buffer` (rows are what the outer variables select)."""
+        """What is read at `index` was written at `stored` in the same row (rows are what the outer variables select): either
+        both run over the same positions, or both stay within one contiguous row of `buffer`."""
         if not self.outer:
             return True  # the whole of an earlier segment is written
+        # Rows in pieces far apart (channels of a large batch) are read again faster by a kernel that streams.
+        span = self._span(index)
+        if span is not None and span == self._span(stored) and buffer.size <= LARGEST_IN_PIECES:
+            return True
         mine = dict((id(t), c) for t, c in _terms(index)[1])
         rows = [(v, c) for t, c in _terms(stored)[1] for v in self.outer if t is v]
         if len(rows) != len(self.outer) or any(mine.get(id(v)) != c for v, c in rows):
@@ -193,6 +199,13 @@ class Group:
             if bounds is None or bounds[0] < 0 or bounds[1] >= row_size:
                 return False
         return True
+
+    def _span(self, index: Expr) -> object:
+        """The positions that an index takes in one row, as (constant, what each loop adds); None if not only loops add."""
+        const, terms = _terms(index)
+        if not all(isinstance(t, LoopVar) for t, _ in terms):
+            return None
+        return const, frozenset((t if t in self.outer else None, c, t.extent) for t, c in terms)  # type: ignore[attr-defined]
 
     def _join_flat(self, stage: Stage, stage_loads: Sequence[Load], inside: Sequence[Load]) -> bool:
         """Into the segment over the same loops, or a scalar after all of them."""

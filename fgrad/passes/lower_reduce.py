@@ -105,7 +105,7 @@ def _accumulator(dtype: np.dtype, op: str) -> tuple[np.dtype, bool]:
 
 
 def _is_column(value: Expr, kept: list[LoopVar], reduced: list[LoopVar]) -> bool:
-    """Whether most loads that the reduction runs over are contiguous in a kept dim and not in the reduced ones."""
+    """Whether most of what the reduction reads is contiguous in a kept dim and not in the reduced ones."""
     if not kept or value.dtype in (dtypes.float16, dtypes.bfloat16):
         return False
     votes = 0
@@ -116,7 +116,7 @@ def _is_column(value: Expr, kept: list[LoopVar], reduced: list[LoopVar]) -> bool
             continue
         for term, coef in terms:
             if abs(coef) == 1:
-                votes += (id(term) in keep) - (id(term) in drop)
+                votes += load.buffer.size * ((id(term) in keep) - (id(term) in drop))
     return votes > 0 and kept[-1].extent >= 4
 
 

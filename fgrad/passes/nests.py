@@ -162,18 +162,25 @@ def split_short(b: Builder, body: list[Stmt]) -> list[Stmt]:
     return result
 
 
-def block_sums(b: Builder, body: list[Stmt], names: Callable[[], str]) -> list[Stmt]:
-    """Split long innermost loops that sum floats into blocks with accumulators of their own."""
+def block_sums(b: Builder, body: list[Stmt], times: int = 1) -> list[Stmt]:
+    """Give the float sums of innermost loops accumulators of their own: of each block of a long loop, and of a loop that
+    adds to an accumulator started outside the loops around it (which run it `times` times)."""
     result: list[Stmt] = []
+    started = {s.acc for s in body if isinstance(s, Init)}
     for s in body:
         if not isinstance(s, Loop):
             result.append(s)
             continue
         if any(isinstance(t, Loop) for t in s.body):
-            result.append(_blocked_outer(Loop(s.var, block_sums(b, s.body, names), s.kind), names))
+            result.append(Loop(s.var, block_sums(b, s.body, times * s.var.extent), s.kind))
             continue
-        if s.var.extent <= 2 * SUM_BLOCK or not _float_sums(s.body) or s.kind == "parallel":
-            result.append(s)
+        sums = _float_sums(s.body) if s.kind != "parallel" else []
+        if s.var.extent <= 2 * SUM_BLOCK or not sums:
+            outside = [acc for acc in sums if acc not in started]
+            if times * s.var.extent > 2 * SUM_BLOCK and s.var.extent >= 16 and outside:
+                result.extend(_with_own_accumulators(s, outside))
+            else:
+                result.append(s)
             continue
         blocks, rest = divmod(s.var.extent, SUM_BLOCK)
         for extent, offset in ((SUM_BLOCK, 0), (rest, blocks * SUM_BLOCK)):
@@ -182,7 +189,8 @@ def block_sums(b: Builder, body: list[Stmt], names: Callable[[], str]) -> list[S
             inner = LoopVar(s.var.name, extent)
             block = LoopVar(s.var.name + "b", blocks)
             start = b.add(b.scale(block, SUM_BLOCK), inner) if not offset else b.add(inner, offset)
-            part = _with_own_accumulators(Loop(inner, replace_vars(b, s.body, {s.var: start}), s.kind), names)
+            loop = Loop(inner, replace_vars(b, s.body, {s.var: start}), s.kind)
+            part = _with_own_accumulators(loop, sums)
             result.extend([Loop(block, part, "seq")] if not offset else part)
     return result
 
@@ -192,9 +200,8 @@ def _float_sums(body: Sequence[Stmt]) -> list[Acc]:
     return list(dict.fromkeys(found))
 
 
-def _with_own_accumulators(loop: Loop, names: Callable[[], str]) -> list[Stmt]:
-    accs = _float_sums(loop.body)
-    fresh = {acc: Acc(f"{names()}p", acc.dtype) for acc in accs}
+def _with_own_accumulators(loop: Loop, accs: Sequence[Acc]) -> list[Stmt]:
+    fresh = {acc: Acc(f"{acc.name}_part", acc.dtype) for acc in accs}
     body: list[Stmt] = [
         Update(fresh[t.acc], t.op, t.value)
         if isinstance(t, Update) and t.op == "add" and t.acc in fresh
@@ -204,18 +211,6 @@ def _with_own_accumulators(loop: Loop, names: Callable[[], str]) -> list[Stmt]:
     inits: list[Stmt] = [Init(f, loops.Const(acc.dtype.type(0), acc.dtype)) for acc, f in fresh.items()]
     adds: list[Stmt] = [Update(acc, "add", f) for acc, f in fresh.items()]
     return [*inits, Loop(loop.var, body, loop.kind), *adds]
-
-
-def _blocked_outer(loop: Loop, names: Callable[[], str]) -> Loop:
-    """Inside a long outer loop, a direct inner summing loop gets its own accumulators as well."""
-    if len(loop.body) != 1 or not isinstance(loop.body[0], Loop):
-        return loop
-    inner = loop.body[0]
-    if any(isinstance(t, Loop) for t in inner.body) or not _float_sums(inner.body):
-        return loop
-    if loop.var.extent * inner.var.extent <= 2 * SUM_BLOCK or inner.var.extent < 16:
-        return loop
-    return Loop(loop.var, _with_own_accumulators(inner, names), loop.kind)
 
 
 def _count(body: Sequence[Stmt], times: int, memo: dict[int, int]) -> int:
@@ -244,7 +239,7 @@ def finish_kernel(shared: Any, name: str, body: list[Stmt], eqns: Sequence[Eqn])
     body = unroll_small(b, collapse(b, body))
     if not all(isinstance(s, Loop) and s.kind == "vector" for s in body):
         body = split_short(b, body)
-    body = block_sums(b, body, shared.name)
+    body = block_sums(b, body)
     stored: dict[Buffer, bool] = {}  # whether it is also read
     read: dict[Buffer, None] = {}
     for s in loops.statements(body):

@@ -60,7 +60,7 @@ class _Recorded:
         )
         self.outputs = self.traced.out_values
         self.aux = tree.map(
-            lambda x: x.value if isinstance(x, Tracer) and x.value is not None and not x.trace.alive else x,
+            lambda x: x.value if isinstance(x, Tracer) and x.value is not None and not x.owner.alive else x,
             self.traced.aux,
         )
 

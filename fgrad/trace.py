@@ -61,9 +61,9 @@ class Trace:
     def lift(self, x: Array) -> Atom:
         """The atom that stands for `x` in this trace; arrays from outside become captured inputs."""
         if isinstance(x, Tracer):
-            if x.trace is self:
+            if x.owner is self:
                 return x.atom
-            if x.trace not in self.outer:
+            if x.owner not in self.outer:
                 raise leaked(x)
         elif x.ndim == 0:
             return Literal(x.data, x.dtype)  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ class Trace:
 
     def value_of(self, x: Array) -> Array:
         """What `x` is outside this trace."""
-        return x.value if isinstance(x, Tracer) and x.trace is self else x  # type: ignore[return-value]
+        return x.value if isinstance(x, Tracer) and x.owner is self else x  # type: ignore[return-value]
 
     def record(self, prim: Primitive, args: Sequence[Array], params: dict[str, Any]) -> list[Tracer]:
         atoms = [self.lift(a) for a in args]
@@ -105,29 +105,29 @@ class Tracer(Array):
 
     `weak` is the Python type of an argument that was a bare scalar: it stays weak in promotion, as it is outside a trace."""
 
-    __slots__ = ("__weakref__", "atom", "trace", "type", "value", "weak")
+    __slots__ = ("__weakref__", "atom", "owner", "type", "value", "weak")
 
     def __init__(self, trace: Trace, atom: Atom, value: Array | None = None):
-        self.trace, self.atom, self.value = trace, atom, value
+        self.owner, self.atom, self.value = trace, atom, value
         self.type = atom.type
         self.weak: type | None = None
 
     def _need(self, what: str) -> Any:
         if self.value is not None:
-            if not self.trace.alive:
+            if not self.owner.alive:
                 raise leaked(self)
             return self.value
-        if not self.trace.alive:
+        if not self.owner.alive:
             raise leaked(self)
         remedy = _REMEDY.get(
             what, "compute with fgrad.numpy inside the function, or move this line out of it"
         )
-        if what == "bool(tracer)" and self.trace.what == "vmap":
+        if what == "bool(tracer)" and self.owner.what == "vmap":
             remedy = "the examples of a batch may decide differently: use fgrad.numpy.where, fgrad.cond or fgrad.while_loop"
         raise TracerError(
             message(
                 what,
-                f"the value of a traced {self.type} is not known while {self.trace.what} traces the function",
+                f"the value of a traced {self.type} is not known while {self.owner.what} traces the function",
                 remedy,
             )
         )
@@ -230,7 +230,7 @@ def leaked(x: Tracer) -> TracerError:
     return TracerError(
         message(
             "leaked tracer",
-            f"a traced {x.type} is used after {x.trace.what} has finished tracing (it was stored in a global, an attribute or a closure)",
+            f"a traced {x.type} is used after {x.owner.what} has finished tracing (it was stored in a global, an attribute or a closure)",
             "return it from the traced function instead of storing it",
         )
     )

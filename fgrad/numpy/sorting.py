@@ -146,7 +146,7 @@ def digitize(x: Any, bins: Any, right: bool = False) -> Array:
     edges = as_array(bins, "digitize")
     descending = edges.size > 1 and bool(edges[0] > edges[-1]) if not _traced(edges) else False  # type: ignore[index]
     if descending:
-        found = searchsorted(st.flip(edges, [0]), x, "right" if right else "left")
+        found = searchsorted(st.flip(edges, [0]), x, "left" if right else "right")
         return subtract(edges.size, found)
     return searchsorted(edges, x, "left" if right else "right")
 

@@ -113,14 +113,14 @@ def _correlate(a: Array, w: Array, low: int, high: int) -> Array:
     return st.reshape(out, (out.size,))
 
 
-def _window(call: str, mode: str, n: int, m: int) -> tuple[int, int]:
-    """Zeros before and after the longer sequence (n), for the shorter one (m)."""
+def _window(call: str, mode: str, n: int) -> tuple[int, int]:
+    """Zeros before and after the longer sequence, for a shorter one of length n."""
     if mode == "full":
-        return m - 1, m - 1
+        return n - 1, n - 1
     if mode == "valid":
         return 0, 0
     if mode == "same":
-        return (m - 1) // 2 + (m - 1) % 2, (m - 1) // 2
+        return n // 2, n - n // 2 - 1
     raise FgradValueError(message(call, f"mode={mode!r}", 'use "full", "same" or "valid"'))
 
 
@@ -129,16 +129,15 @@ def convolve(a: Any, v: Any, mode: str = "full") -> Array:
     x, y = _sequences("convolve", a, v)
     if x.size < y.size:
         x, y = y, x
-    low, high = _window("convolve", mode, x.size, y.size)
-    if mode == "same":
-        low, high = (y.size - 1) - (y.size - 1) // 2, (y.size - 1) // 2
-    return _correlate(x, st.flip(y, [0]), low, high)
+    return _correlate(x, st.flip(y, [0]), *_window("convolve", mode, y.size))
 
 
 def correlate(a: Any, v: Any, mode: str = "valid") -> Array:
     """sum_k a[i + k] v[k], the modes as in `convolve`."""
     x, y = _sequences("correlate", a, v)
-    return convolve(x, st.flip(y, [0]), mode)
+    if x.size < y.size:
+        return st.flip(_correlate(y, x, *_window("correlate", mode, x.size)), [0])
+    return _correlate(x, y, *_window("correlate", mode, y.size))
 
 
 def polymul(p: Any, q: Any) -> Array:

@@ -17,6 +17,8 @@ from fgrad.trace import Tracer
 def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Array:
     """`x` as an Array: Arrays pass through, scalars, lists and NumPy arrays become concrete ones; lists may hold tracers."""
     if isinstance(x, Array):
+        if isinstance(x, Tracer) and x.weak is not None:
+            x = Tracer(x.owner, x.atom, x.value)  # made an array, a bare scalar is weak no longer
         return x if dtype is None else convert(x, dtype)
     if is_scalar(x) or isinstance(x, (np.ndarray, np.generic)):
         return concrete(x, dtype, call)

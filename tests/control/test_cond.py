@@ -41,9 +41,7 @@ def test_vmap(axes):
         args.append(vec(*full, seed=i))
     args[0] = args[0] * 2
     agree(lambda lib, *a: lib.vmap(lambda *a: piecewise(lib, *a), in_axes=axes)(*a), *args)
-    gradient = lambda lib, *a: lib.vmap(  # noqa: E731
-        lib.grad(lambda *a: total(lib, *a), argnums=(1, 2)), in_axes=axes
-    )(*a)
+    gradient = lambda lib, *a: lib.vmap(lib.grad(lambda *a: total(lib, *a), argnums=(1, 2)), in_axes=axes)(*a)
     agree(gradient, *args)
 
 
@@ -89,7 +87,7 @@ def test_switch_vmap(axes):
 
 def test_nested():
     def f(lib, x):
-        inner = lambda v: lib.cond(v.sum() > 1.5, lambda v: v * 2, lambda v: v * v, v)  # noqa: E731
+        inner = lambda v: lib.cond(v.sum() > 1.5, lambda v: v * 2, lambda v: v * v, v)
         return lib.cond(x[0] > 0.5, inner, lambda v: v - 1, x)
 
     for seed in range(3):
@@ -122,7 +120,7 @@ def test_weak_operands():
 
 def test_while_inside_cond():
     def f(lib, p, x):
-        grow = lambda x: lib.while_loop(lambda c: c.sum() < 20, lambda c: c * 2, x)  # noqa: E731
+        grow = lambda x: lib.while_loop(lambda c: c.sum() < 20, lambda c: c * 2, x)
         return lib.cond(p > 0, grow, lambda x: -x, x)
 
     for p in (1.0, -1.0):

@@ -186,7 +186,7 @@ def test_wrong_rules_are_named():
     def g(x):
         return x
 
-    with pytest.raises(fgrad.FgradValueError, match="@f.defjvp"):
+    with pytest.raises(fgrad.FgradValueError, match=r"@f\.defjvp"):
         g(1.0)
     g.defjvp(lambda primals, tangents: tangents[0])
     with pytest.raises(fgrad.FgradTypeError, match="must return \\(out, tangent_out\\)"):
@@ -221,7 +221,7 @@ def test_closure_over_a_differentiated_value_is_an_error():
 
 
 def deep(lib, wrap, x, w):
-    block = lambda x: lib.np.tanh(lib.np.sin(x * w) + x)  # noqa: E731
+    block = lambda x: lib.np.tanh(lib.np.sin(x * w) + x)
     if wrap:
         block = lib.checkpoint(block)
     return (block(block(x)) ** 2).sum()
@@ -270,14 +270,14 @@ def test_checkpoint_computes_again():
     """The forward functions stand in the optimised gradient twice: nothing merges them back."""
 
     def sines(wrap):
-        f = lambda x: fnp.sin(fnp.sin(fnp.sin(x)))  # noqa: E731
+        f = lambda x: fnp.sin(fnp.sin(fnp.sin(x)))
         g = fgrad.checkpoint(f) if wrap else f
         return fgrad.jit(fgrad.grad(lambda x: g(x).sum())).lower(vec(3)).optimized
 
     assert count(sines(False), "sin") == 2  # the last sine's value is not needed
     assert count(sines(True), "sin") in (2, 4)
     value = lambda wrap: (
-        fgrad.jit(  # noqa: E731
+        fgrad.jit(
             fgrad.value_and_grad(
                 lambda x: (fgrad.checkpoint if wrap else lambda f: f)(lambda x: fnp.sin(fnp.sin(x)))(x).sum()
             )

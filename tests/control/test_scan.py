@@ -86,7 +86,7 @@ def test_hessian_of_a_scan():
 
 def test_third_derivative():
     def f(lib, x):
-        g = lambda s: cubic(lib, x * s)  # noqa: E731
+        g = lambda s: cubic(lib, x * s)
         return lib.grad(lib.grad(lib.grad(g)))(0.7)
 
     agree(f, vec(3), rtol=1e-4)
@@ -123,9 +123,9 @@ def test_vmap_of_every_combination(w_axis, c_axis, x_axis):
         carry, (y, z) = one(lib, *a)
         return carry.sum() + (y * z).sum()
 
-    gradient = lambda lib, *a: lib.vmap(  # noqa: E731
-        lib.grad(lambda *a: loss(lib, *a), argnums=(0, 1, 2)), in_axes=axes
-    )(*a)
+    gradient = lambda lib, *a: lib.vmap(lib.grad(lambda *a: loss(lib, *a), argnums=(0, 1, 2)), in_axes=axes)(
+        *a
+    )
     agree(gradient, w, c, xs, rtol=1e-4, compiled=axes in ((0, None, 1), (None, 0, 0)))
 
 
@@ -199,7 +199,7 @@ def test_unused_and_passed_through():
         return lib.scan(lambda c, x: ((c[1], c[0]), None), (a, b), xs)
 
     agree(f, vec(2), vec(2, seed=1), vec(3))
-    gradient = lambda lib, a, b, xs: lib.grad(  # noqa: E731
+    gradient = lambda lib, a, b, xs: lib.grad(
         lambda a, xs: (f(lib, a, b, xs)[0][0] * 3).sum(), argnums=(0, 1)
     )(a, xs)
     agree(gradient, vec(2), vec(2, seed=1), vec(3))
@@ -230,7 +230,7 @@ def test_fori_loop_with_dynamic_bounds():
 
 def test_linear_transpose_of_a_scan():
     def f(lib, x, ct):
-        linear = lambda x: lib.scan(lambda c, t: (c * 0.5 + t, c), x[0], x)  # noqa: E731
+        linear = lambda x: lib.scan(lambda c, t: (c * 0.5 + t, c), x[0], x)
         return lib.linear_transpose(linear, x)((ct, ct + x))
 
     agree(f, vec(4), np.float32(2.0))

@@ -219,6 +219,11 @@ class Lowering:
         """Compute all of `value` into `buf`."""
         if buf.size == 0:
             return
+        if dtypes.is_complex(value.dtype):  # every other complex value is in a buffer already, see `lower_block`
+            filled = np.full(value.shape, value.literal, value.dtype)
+            const = Buf(self.shared.name(), value.shape, value.dtype, "const", value=filled)
+            self.items.append(CopyStep(buf, const, value.eqns))
+            return
         sides: list[list[tuple[tuple[int, ...], int]]] = []
         for n, factors in zip(value.shape, value.splits, strict=True):
             head = math.prod(factors)
@@ -327,6 +332,14 @@ class Lowering:
         return lower_block(graph, self.shared, inputs, outputs)
 
 
+def _has_complex(eqn: Eqn) -> bool:
+    return any(dtypes.is_complex(a.type.dtype) for a in (*eqn.inputs, *eqn.outputs))
+
+
+def _any_complex(eqn: Eqn) -> bool:
+    return any(dtypes.is_complex(a.type.dtype) for a in (*eqn.inputs, *eqn.outputs))
+
+
 def lower_block(graph: Graph, shared: Shared, inputs: Sequence[Lazy], outputs: Sequence[Buf]) -> Block:
     for eqn in graph.eqns:
         for var in eqn.outputs:
@@ -336,10 +349,14 @@ def lower_block(graph: Graph, shared: Shared, inputs: Sequence[Lazy], outputs: S
         rule = (
             shared.rules.get(eqn.prim.name) or shared.rules.get(f"family {eqn.prim.family}") or Lowering.host
         )
+        if eqn.prim.family != "control" and eqn.prim.name != "reshape" and _has_complex(eqn):
+            rule = Lowering.host  # generated code has no complex type, not even to move one
         rule(low, eqn)
     written: set[Buf] = set()
     for atom, buf in zip(graph.outputs, outputs, strict=True):
         value = low.value(atom)
+        if value.buf is None and dtypes.is_complex(value.dtype):
+            value = low.of_buf(low.atom_buf(atom))
         if value.buf is None:
             low.store(value, buf)
         elif plain(value.buf) is not plain(buf):

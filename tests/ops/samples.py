@@ -629,3 +629,38 @@ for _name in ("real", "imag", "conj", "complex_abs"):
         Sample([complex_normal(4, dtype=np.complex64)], grad=False),
         Sample([complex_normal()]),
     )
+
+# ------------------------------------------------------------------------------------------------ complex, moved about
+
+_z = complex_normal(2, 3)
+row(
+    "broadcast",
+    Sample([_z], {"shape": (4, 2, 3), "axes": (1, 2)}),
+    Sample([np.array(1 + 2j)], {"shape": (3,), "axes": ()}),
+)
+row("pad", Sample([_z, np.array(1j)], {"low": (1, 0), "high": (0, 2), "interior": (0, 1)}))
+row("transpose", Sample([_z], {"perm": (1, 0)}))
+row("reshape", Sample([_z], {"shape": (6,)}))
+row("slice", Sample([_z], {"start": (0, 1), "stop": (2, 3), "step": (1, 2)}))
+row("concatenate", Sample([_z, _z], {"axis": 1}))
+row("flip", Sample([_z], {"axes": (1,)}))
+row("iota", Sample([], {"shape": (3,), "dtype": dtypes.complex64, "axis": 0}))
+row("select", Sample([rng.random((2, 3)) < 0.5, _z, _z * 2]))
+row("gather", Sample([_z, np.array([0, 1, -1])], {"axes": (0,)}))
+row(
+    "scatter",
+    *[
+        Sample([_z, complex_normal(2, 3), np.array([0, 0])], {"axes": (0,), "mode": m})
+        for m in ("set", "add", "mul")
+    ],
+)
+row("dynamic_slice", Sample([_z, 0, 1], {"sizes": (1, 2)}))
+row("dynamic_update_slice", Sample([_z, _z[:1, :2], 1, 1]))
+row("reduce_prod", Sample([_z], {"axes": (1,)}))
+row("cumsum", Sample([_z], {"axis": 1, "reverse": False}))
+row("cumprod", Sample([_z], {"axis": 1, "reverse": True}))
+row("eq", Sample([_z, _z]))
+row("pow", Sample([_z, complex_normal(2, 3)], rtol=1e-9))
+row("integer_pow", Sample([_z], {"n": 3}), Sample([_z], {"n": -2}))
+row("rsqrt", Sample([_z], rtol=1e-9))
+row("isnan", Sample([_z]))

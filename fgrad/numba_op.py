@@ -14,6 +14,7 @@ called on views of the program's own buffers, without a copy of its inputs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
@@ -43,23 +44,39 @@ def _type_rule(*types: Type, function: F, out_types: tuple[Type, ...], batched: 
 
 def _call(function: F, args: Sequence[np.ndarray], out_types: Sequence[Type]) -> list[np.ndarray]:
     result = function(*args)
-    results = result if isinstance(result, tuple) else (result,)
+    results = list(result) if isinstance(result, tuple) else [result]
+    del result
     if len(results) != len(out_types):
         raise FgradTypeError(
             message(
-                f"numba_op {_name(function)}", f"returned {len(results)} arrays, `out` says {len(out_types)}"
+                f"numba_op {_name(function)}",
+                f"returned {len(results)} arrays, `out` says {len(out_types)}",
+                "correct the function or its `out`",
             )
         )
-    for r, t in zip(results, out_types, strict=True):
-        if np.shape(r) != t.shape or np.asarray(r).dtype != t.dtype:
+    for i, t in enumerate(out_types):
+        own = (
+            isinstance(results[i], np.ndarray) and results[i].base is None and _holders(results, i) == _FRESH
+        )
+        r = results[i] = np.asarray(results[i])
+        if r.shape != t.shape or r.dtype != t.dtype:
             raise FgradTypeError(
                 message(
                     f"numba_op {_name(function)}",
-                    f"returned {describe(np.asarray(r))}, `out` says {t}",
+                    f"returned {describe(r)}, `out` says {t}",
                     "correct the function or its `out`",
                 )
             )
-    return [np.asarray(r) for r in results]
+        if not own:  # an input, or a buffer that the function keeps and may write again
+            results[i] = r.copy()
+    return results
+
+
+def _holders(results: list[Any], i: int) -> int:
+    return sys.getrefcount(results[i]) if sys.implementation.name == "cpython" else -1
+
+
+_FRESH = _holders([np.empty(1)], 0)  # what it says of an array that nothing else refers to
 
 
 def _name(function: F) -> str:
@@ -116,15 +133,43 @@ numba_op_p = register(
 )
 
 
+def _plain_function(function: F) -> F:
+    """A plain function around the user's: Numba's dispatchers take no attributes.
+
+    Inputs are views that must not be written to, and Numba compiles for that; one compiled for fixed signatures beforehand
+    takes writable, contiguous arrays only.
+    """
+    prepared = _read_only if getattr(function, "_can_compile", True) else _writable
+
+    def run(*args: np.ndarray) -> Any:
+        return function(*[prepared(a) for a in args])
+
+    run.__name__ = _name(function)
+    return run
+
+
+def _read_only(x: np.ndarray) -> np.ndarray:
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def _writable(x: np.ndarray) -> np.ndarray:
+    view = x.view()
+    try:
+        view.flags.writeable = True
+    except ValueError:  # the memory itself is read-only
+        view = x.copy()
+    return np.require(view, requirements=("C", "A"))
+
+
 class NumbaOp:
     """A compiled function as an operation. Give it derivatives with `defvjp` or `defjvp`, a batched version with `defbatch`."""
 
     def __init__(self, function: F, out: F):
         self._raw, self._out = function, out
         self._differentiable: Any = None
-        # Numba's dispatchers take no attributes; a plain function around it does.
-        self._function = lambda *args: function(*args)
-        self._function.__name__ = _name(function)
+        self._function = _plain_function(function)
         update_wrapper(self, function, updated=())
 
     def defvjp(self, fwd: F, bwd: F) -> None:
@@ -139,7 +184,7 @@ class NumbaOp:
 
     def defbatch(self, function: F) -> F:
         """A compiled function that takes every argument with a leading batch axis."""
-        self._function._fgrad_batched = function  # type: ignore[attr-defined]
+        self._function._fgrad_batched = _plain_function(function)  # type: ignore[attr-defined]
         return function
 
     def plain(self, *args: Any) -> Any:

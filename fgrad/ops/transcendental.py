@@ -15,6 +15,7 @@ from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.ops.builders import ONE, elementwise, full_like
 from fgrad.ops.elementwise import add, div, eq, gt, logical_not, mul, neg, reciprocal, select, square, sub
+from fgrad.ops.erfinv import erfinv as erfinv_impl
 from fgrad.trace import bind
 
 
@@ -61,28 +62,6 @@ def _digamma(x: float) -> float:
         1 / 12 - f * (1 / 120 - f * (1 / 252 - f * (1 / 240 - f * (1 / 132 - f * (691 / 32760 - f / 12)))))
     )
     return result + math.log(x) - 0.5 / x - series
-
-
-def _erfinv(y: float) -> float:
-    """Initial guess by Giles (2010), then Newton steps on erf."""
-    if math.isnan(y) or abs(y) > 1:
-        return math.nan
-    if abs(y) == 1:
-        return math.copysign(math.inf, y)
-    a = abs(y)
-    if a < 1e-8:
-        return y * math.sqrt(math.pi) / 2
-    w = math.log1p(-a) + math.log1p(a)
-    t = 2 / (math.pi * 0.147) + w / 2
-    x = math.sqrt(math.sqrt(t * t - w / 0.147) - t)
-    for _ in range(4):
-        error = math.erf(x) - a if a < 0.5 else (1 - a) - math.erfc(x)
-        slope = 2 / math.sqrt(math.pi) * math.exp(-x * x)
-        if slope == 0:
-            break
-        step = error / slope
-        x -= step / (1 + x * step)
-    return math.copysign(x, y)
 
 
 def _logaddexp_partial(which: int) -> Any:
@@ -165,7 +144,7 @@ erfc_p = _real(
     "erfc", _in_float64(math.erfc), lambda out, x: mul(full_like(x, -_TWO_BY_ROOT_PI), exp(neg(square(x))))
 )
 erfinv_p = _real(
-    "erfinv", _in_float64(_erfinv), lambda out, x: mul(full_like(x, 1 / _TWO_BY_ROOT_PI), exp(square(out)))
+    "erfinv", erfinv_impl, lambda out, x: mul(full_like(x, 1 / _TWO_BY_ROOT_PI), exp(square(out)))
 )
 lgamma_p = _real("lgamma", _in_float64(_lgamma), lambda out, x: digamma(x))
 digamma_p = _real("digamma", _in_float64(_digamma), lambda out, x: _trigamma(x))

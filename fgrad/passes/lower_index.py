@@ -94,8 +94,6 @@ def gather(low: Lowering, eqn: Eqn) -> None:
 def scatter(low: Lowering, eqn: Eqn) -> None:
     x, updates = low.values(eqn.inputs[:2])
     axes, mode, b = eqn.params["axes"], eqn.params["mode"], low.b
-    if dtypes.is_complex(x.dtype):
-        return low.host(eqn)
     indices = _checked_indices(low, eqn, 2, x.shape)
     shape_i = indices[0].shape if indices else ()
     if x.size == 0 or updates.size == 0:

@@ -55,8 +55,6 @@ def _compute(b: Builder, eqn: Eqn, exprs: list[Expr]) -> tuple[Expr, ...]:
 
 def _has_code(eqn: Eqn) -> bool:
     """Whether generated code exists for every scalar operation that the equation expands to."""
-    if any(dtypes.is_complex(a.type.dtype) for a in (*eqn.inputs, *eqn.outputs)):
-        return False
     probes: list[Expr] = [Acc(f"x{n}", a.type.dtype) for n, a in enumerate(eqn.inputs)]
     stack = list(_compute(Builder(), eqn, probes))
     seen: set[int] = set()

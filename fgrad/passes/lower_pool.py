@@ -57,7 +57,7 @@ def _position(
 
 
 def _too_large(low: Lowering, eqn: Eqn) -> bool:
-    return math.prod(eqn.params["window"]) > LARGEST_WINDOW or dtypes.is_complex(eqn.inputs[0].type.dtype)
+    return math.prod(eqn.params["window"]) > LARGEST_WINDOW
 
 
 def max_pool(low: Lowering, eqn: Eqn) -> None:

@@ -55,8 +55,6 @@ def identity(op: str, dtype: np.dtype) -> Any:
 def reduce(low: Lowering, eqn: Eqn) -> None:
     (var,) = eqn.outputs
     x = low.value(eqn.inputs[0])
-    if dtypes.is_complex(x.dtype):
-        return low.host(eqn)
     axes, op = set(eqn.params["axes"]), _FOLD[eqn.prim.name]
     out = low.buf_for(var)
     low.env[var] = low.of_buf(out)
@@ -124,7 +122,7 @@ def arg_reduce(low: Lowering, eqn: Eqn) -> None:
     """Two accumulators: the extreme so far and where it was. NaN counts as the extreme; the first one wins."""
     (var,) = eqn.outputs
     x, axis, b = low.value(eqn.inputs[0]), eqn.params["axis"], low.b
-    if dtypes.is_complex(x.dtype) or x.size == 0:
+    if x.size == 0:
         return low.host(eqn)
     out = low.buf_for(var)
     low.env[var] = low.of_buf(out)
@@ -173,8 +171,6 @@ def cumulative(low: Lowering, eqn: Eqn) -> None:
     """One pass along the axis; the other dims outside, so that the accumulator stays in a register."""
     (var,) = eqn.outputs
     x, axis, b = low.value(eqn.inputs[0]), eqn.params["axis"], low.b
-    if dtypes.is_complex(x.dtype):
-        return low.host(eqn)
     out, op = low.buf_for(var), _FOLD[eqn.prim.name]
     low.env[var] = low.of_buf(out)
     if out.size == 0:

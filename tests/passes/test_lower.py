@@ -273,3 +273,14 @@ def test_scan_inside_scan():
     c, xs = b.input(()), b.input((4, 3))
     outs = b("scan", c, xs, body=body(outer), consts=0, carry=1, length=4, reverse=False)
     assert not h.host_steps(h.run(b.graph(*outs)))
+
+
+def test_complex_numbers_run_through_numpy():
+    b = h.Build()
+    z, x = b.input((3, 4), "complex64"), b.input((4,))
+    w = b("add", b("reshape", z, shape=(4, 3)), b.like(1 + 2j, b("reshape", z, shape=(4, 3))))
+    total = b("reduce_sum", b("transpose", w, perm=(1, 0)), axes=(0,))
+    outs = [total, b("add", b("real", total), x), b.like(3j, total), Literal(1j, np.dtype("complex64"))]
+    rng = np.random.default_rng(0)
+    values = [(rng.normal(size=(3, 4)) + 1j * rng.normal(size=(3, 4))).astype("complex64"), np.ones(4, np.float32)]
+    h.run(b.graph(*outs), values)

@@ -117,8 +117,8 @@ def stretch(x: Array, shape: tuple[int, ...]) -> Array:
     return bind(broadcast_p, x, shape=shape, axes=axes)
 
 
-def operands(call: str, *xs: Any, inexact: bool = False) -> list[Array]:
-    """Arrays of one dtype and shape, ready for an elementwise primitive."""
+def operands(call: str, *xs: Any, inexact: bool = False, broadcast: bool = True) -> list[Array]:
+    """Arrays of one dtype and (if `broadcast`) one shape, ready for an elementwise primitive."""
     first = xs[0]
     if (
         isinstance(first, Array)
@@ -127,7 +127,7 @@ def operands(call: str, *xs: Any, inexact: bool = False) -> list[Array]:
     ):
         return list(xs)
     arrays = promote(*xs, call=call, inexact=inexact)
-    return broadcast_all(call, arrays)
+    return broadcast_all(call, arrays) if broadcast else arrays
 
 
 def broadcast_all(call: str, arrays: Sequence[Array]) -> list[Array]:

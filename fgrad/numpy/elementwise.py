@@ -8,16 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import Array, is_scalar
+from fgrad.array import Array, ConcreteArray, is_scalar
 from fgrad.convert import as_array, promote
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+from fgrad.ir import REGISTRY
 from fgrad.numpy.axes import broadcast_all, operands
 from fgrad.ops import elementwise as ew
 from fgrad.ops import transcendental as tr
 from fgrad.ops.builders import full_like
 from fgrad.ops.complex import complex_abs
+from fgrad.trace import current_stack
 
 BOOL = dtypes.bool_
 
@@ -27,8 +30,17 @@ def _binary(
 ) -> Callable[..., Array]:
     """`on_bool`: what bools do instead: another primitive, or a dtype that they become first."""
 
+    prim = REGISTRY.get(op.__name__)
+    ufunc = prim.impl if prim is not None and isinstance(prim.impl, np.ufunc) else None
+
     def f(x: Any, y: Any, /) -> Array:
-        a, b = operands(name, x, y, inexact=inexact)
+        a, b = operands(name, x, y, inexact=inexact, broadcast=False)
+        if a.shape != b.shape:
+            if ufunc is not None and a.dtype != BOOL:
+                out = at_once(ufunc, a, b)
+                if out is not None:
+                    return out
+            a, b = broadcast_all(name, [a, b])
         if a.dtype == BOOL and on_bool is not None:
             if callable(on_bool):
                 return on_bool(a, b)
@@ -38,6 +50,17 @@ def _binary(
     f.__name__ = f.__qualname__ = name
     f.__doc__ = doc + "\n\nOperands broadcast and are promoted; Python scalars take the dtype of the arrays."
     return f
+
+
+def at_once(ufunc: np.ufunc, a: Array, b: Array) -> Array | None:
+    """Outside of traces NumPy may do the broadcasting itself: no copies of the smaller operand. None if that is not possible."""
+    if current_stack() or type(a) is not ConcreteArray or type(b) is not ConcreteArray:
+        return None
+    with np.errstate(all="ignore"):
+        try:
+            return ConcreteArray(np.asarray(ufunc(a.data, b.data)))
+        except ValueError:  # shapes that do not fit: the caller's own broadcasting says so
+            return None
 
 
 def _unary(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -13,11 +10,7 @@ import fgrad.ops
 from fgrad.ir import REGISTRY
 from fgrad.testing import check_compiled, check_primitive
 
-_spec = importlib.util.spec_from_file_location("samples", pathlib.Path(__file__).with_name("samples.py"))
-assert _spec is not None and _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-SAMPLES = _module.SAMPLES
+from .samples import SAMPLES
 
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name, rows in SAMPLES.items() for i in range(len(rows))]
 

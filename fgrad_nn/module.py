@@ -30,7 +30,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import fgrad
-from fgrad import Array, random
+from fgrad import Array, random, tree
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad_nn import show
 
@@ -140,6 +140,15 @@ class Bound(Mapping[str, Any]):
             )
         n = run.keys_drawn[self._path] = run.keys_drawn.get(self._path, 0) + 1
         return random.fold_in(random.fold_in(run.key, name_hash(self.path)), n)
+
+
+# As a pytree it is its params, so that `fgrad.checkpoint(self.block)(p["block"], x)` works. A layer inside of such a nested transform
+# must not report state: that would leave the transform by the back door.
+tree.register(
+    Bound,
+    lambda p: ((dict(p._params),), (p._owner, p._run, p._path)),
+    lambda about, children: Bound(about[0], children[0], about[1], about[2]),
+)
 
 
 class _Calls(threading.local):

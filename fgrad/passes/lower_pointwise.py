@@ -219,7 +219,8 @@ def concatenate(low: Lowering, eqn: Eqn) -> None:
     if len(parts) == 1 and var not in low.storage:
         low.env[var] = parts[0]
         return
-    if len(parts) > 3 or var in low.storage or not parts:
+    # As a select every element evaluates all parts: for a few cheap ones only.
+    if len(parts) > 3 or var in low.storage or not parts or sum(map(low.cost, parts)) > 4 * CHEAP:
         return _concatenate_stores(low, eqn, parts)
     ends = np.cumsum([p.shape[axis] for p in parts]).tolist()
 

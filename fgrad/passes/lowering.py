@@ -219,7 +219,9 @@ class Lowering:
         """Compute all of `value` into `buf`."""
         if buf.size == 0:
             return
-        if dtypes.is_complex(value.dtype):  # every other complex value is in a buffer already, see `lower_block`
+        if dtypes.is_complex(
+            value.dtype
+        ):  # every other complex value is in a buffer already, see `lower_block`
             filled = np.full(value.shape, value.literal, value.dtype)
             const = Buf(self.shared.name(), value.shape, value.dtype, "const", value=filled)
             self.items.append(CopyStep(buf, const, value.eqns))

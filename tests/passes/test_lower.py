@@ -282,5 +282,8 @@ def test_complex_numbers_run_through_numpy():
     total = b("reduce_sum", b("transpose", w, perm=(1, 0)), axes=(0,))
     outs = [total, b("add", b("real", total), x), b.like(3j, total), Literal(1j, np.dtype("complex64"))]
     rng = np.random.default_rng(0)
-    values = [(rng.normal(size=(3, 4)) + 1j * rng.normal(size=(3, 4))).astype("complex64"), np.ones(4, np.float32)]
+    values = [
+        (rng.normal(size=(3, 4)) + 1j * rng.normal(size=(3, 4))).astype("complex64"),
+        np.ones(4, np.float32),
+    ]
     h.run(b.graph(*outs), values)

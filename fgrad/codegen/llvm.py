@@ -206,7 +206,9 @@ class _KernelEmitter:
     def annotate(self, branch: Any, stmt: Loop) -> None:
         """Ask for vectors, but no unrolling beyond what hides latency: it costs more to compile than it gains."""
         hints: list[list[Any]] = []
-        if stmt.kind == "vector" and stmt.var.extent >= 4:
+        # Where the largest element is (argmax) LLVM cannot vectorise, and would say so to the user when asked to.
+        assigns = any(isinstance(s, Update) and s.op == "set" for s in stmt.body)
+        if stmt.kind == "vector" and stmt.var.extent >= 4 and not assigns:
             hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
             lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
             reduces = any(isinstance(s, Update) for s in stmt.body)

@@ -13,8 +13,7 @@ from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array
 from fgrad.errors import FgradTypeError, message
-from fgrad.numpy.axes import Axis, axes_of, axis_of, insert_axes, operands
-from fgrad.numpy.creation import dtype_of
+from fgrad.numpy.axes import Axis, axes_of, axis_of, dtype_of, insert_axes, operands
 from fgrad.numpy.elementwise import add, log, multiply, subtract
 from fgrad.ops import elementwise as ew
 from fgrad.ops import reduce as rd

@@ -31,6 +31,19 @@ from fgrad.dtypes import (
 from fgrad.numpy import fft, linalg
 from fgrad.numpy import methods as _methods
 from fgrad.numpy.axes import broadcast_arrays, broadcast_shapes, broadcast_to
+from fgrad.numpy.bits import (
+    bitwise_and,
+    bitwise_count,
+    bitwise_invert,
+    bitwise_left_shift,
+    bitwise_not,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
+    invert,
+    left_shift,
+    right_shift,
+)
 from fgrad.numpy.complexes import angle, conj, conjugate, imag, iscomplex, isreal, real
 from fgrad.numpy.creation import (
     arange,
@@ -91,7 +104,7 @@ from fgrad.numpy.diagonals import (
     triu_indices,
     triu_indices_from,
 )
-from fgrad.numpy.einsum import Labels, Term, einsum
+from fgrad.numpy.einsum import einsum
 from fgrad.numpy.elementwise import (
     abs,
     absolute,
@@ -111,14 +124,6 @@ from fgrad.numpy.elementwise import (
     atan,
     atan2,
     atanh,
-    bitwise_and,
-    bitwise_count,
-    bitwise_invert,
-    bitwise_left_shift,
-    bitwise_not,
-    bitwise_or,
-    bitwise_right_shift,
-    bitwise_xor,
     cbrt,
     ceil,
     clip,
@@ -145,14 +150,12 @@ from fgrad.numpy.elementwise import (
     greater_equal,
     heaviside,
     hypot,
-    invert,
     isfinite,
     isinf,
     isnan,
     isneginf,
     isposinf,
     ldexp,
-    left_shift,
     less,
     less_equal,
     log,
@@ -181,7 +184,6 @@ from fgrad.numpy.elementwise import (
     radians,
     reciprocal,
     remainder,
-    right_shift,
     rint,
     round,
     sign,
@@ -214,24 +216,31 @@ from fgrad.numpy.info import (
     result_type,
 )
 from fgrad.numpy.integers import gcd, lcm
-from fgrad.numpy.manipulation import (
+from fgrad.numpy.joining import (
     append,
     array_split,
-    atleast_1d,
-    atleast_2d,
-    atleast_3d,
     block,
     column_stack,
     concat,
     concatenate,
     dsplit,
     dstack,
+    hsplit,
+    hstack,
+    split,
+    stack,
+    unstack,
+    vsplit,
+    vstack,
+)
+from fgrad.numpy.manipulation import (
+    atleast_1d,
+    atleast_2d,
+    atleast_3d,
     expand_dims,
     flip,
     fliplr,
     flipud,
-    hsplit,
-    hstack,
     matrix_transpose,
     moveaxis,
     ndim,
@@ -244,20 +253,14 @@ from fgrad.numpy.manipulation import (
     rot90,
     shape,
     size,
-    split,
     squeeze,
-    stack,
     swapaxes,
     tile,
     transpose,
     trim_zeros,
-    unstack,
-    vsplit,
-    vstack,
 )
 from fgrad.numpy.padding import pad
 from fgrad.numpy.products import (
-    Dims,
     cross,
     dot,
     inner,
@@ -309,20 +312,14 @@ from fgrad.numpy.searching import (
     histogram_bin_edges,
     insert,
     interp,
-    intersect1d,
-    isin,
     nonzero,
     piecewise,
     ravel_multi_index,
     repeat,
     select,
-    setdiff1d,
-    setxor1d,
-    union1d,
-    unique,
-    unique_values,
     unravel_index,
 )
+from fgrad.numpy.sets import intersect1d, isin, setdiff1d, setxor1d, union1d, unique, unique_values
 from fgrad.numpy.sorting import (
     argpartition,
     argsort,

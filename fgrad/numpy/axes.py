@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
 from fgrad.errors import FgradAxisError, FgradShapeError, FgradTypeError, FgradValueError, describe, message
@@ -67,6 +68,16 @@ def positive_shape(shape: Any, call: str) -> tuple[int, ...]:
     if any(s < 0 for s in result):
         raise FgradValueError(message(call, f"negative dimensions in shape {result}"))
     return result
+
+
+def dtype_of(dtype: Any, default: Any = None) -> Any:
+    """A `dtype=` argument, or `default`; `float` and `int` mean fgrad's defaults (float32, int64)."""
+    if dtype is None:
+        return default
+    try:
+        return dtypes.canonical(dtype)
+    except TypeError as e:
+        raise FgradTypeError(message("dtype", str(e))) from None
 
 
 def broadcast_shapes(*shapes: Shape, call: str = "broadcast_shapes") -> tuple[int, ...]:

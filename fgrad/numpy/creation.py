@@ -12,16 +12,11 @@ from fgrad import dtypes
 from fgrad.array import Array, ConcreteArray, concrete, from_numpy, is_scalar
 from fgrad.convert import as_array
 from fgrad.errors import FgradTypeError, FgradValueError, message
-from fgrad.numpy.axes import Shape, axis_of, broadcast_to, operands, positive_shape
+from fgrad.numpy.axes import Shape, axis_of, broadcast_to, dtype_of, operands, positive_shape
 from fgrad.numpy.elementwise import absolute, add, divide, exp, floor, log, multiply, power, sign, subtract
 from fgrad.ops import builders
 from fgrad.ops.elementwise import convert, eq, ge, select
 from fgrad.ops.structure import broadcast, concatenate, iota, move_axis, reshape, slice_
-
-
-def dtype_of(dtype: Any, default: Any = None) -> Any:
-    """A `dtype=` argument, or `default`; `float` and `int` mean fgrad's defaults (float32, int64)."""
-    return default if dtype is None else dtypes.canonical(dtype)
 
 
 def array(x: Any, dtype: Any = None, copy: bool = True, ndmin: int = 0) -> Array:
@@ -51,7 +46,7 @@ def from_dlpack(x: Any) -> Array:
 
 def frombuffer(buffer: Any, dtype: Any = float, count: int = -1, offset: int = 0) -> Array:
     """A 1-d array of a copy of the bytes in `buffer`."""
-    return from_numpy(np.frombuffer(buffer, dtypes.canonical(dtype), count, offset).copy())
+    return from_numpy(np.frombuffer(buffer, dtype_of(dtype), count, offset).copy())
 
 
 def copy(x: Any) -> Array:
@@ -61,7 +56,7 @@ def copy(x: Any) -> Array:
 
 def astype(x: Any, dtype: Any) -> Array:
     """`x` converted to `dtype`."""
-    return convert(as_array(x, "astype"), dtypes.canonical(dtype))
+    return convert(as_array(x, "astype"), dtype_of(dtype))
 
 
 # ------------------------------------------------------------------------------------------------ filled
@@ -190,7 +185,7 @@ def logspace(
     """`base` to the powers `linspace(start, stop, num)`."""
     exponent = linspace(start, stop, num, endpoint, axis=axis)
     out = power(full_like(exponent, base) if is_scalar(base) else base, exponent)
-    return out if dtype is None else convert(out, dtypes.canonical(dtype))
+    return out if dtype is None else convert(out, dtype_of(dtype))
 
 
 def geomspace(
@@ -200,7 +195,7 @@ def geomspace(
     a, b = operands("geomspace", start, stop, inexact=True)
     exponent = linspace(log(absolute(a)), log(absolute(b)), num, endpoint, axis=axis)
     out = multiply(sign(a), exp(exponent))
-    return out if dtype is None else convert(out, dtypes.canonical(dtype))
+    return out if dtype is None else convert(out, dtype_of(dtype))
 
 
 # ------------------------------------------------------------------------------------------------ with structure

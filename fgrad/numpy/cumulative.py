@@ -10,7 +10,7 @@ from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
 from fgrad.errors import FgradValueError, message
-from fgrad.numpy.axes import axis_of, stretch
+from fgrad.numpy.axes import axis_of, dtype_of, stretch
 from fgrad.numpy.elementwise import (
     absolute,
     add,
@@ -26,7 +26,8 @@ from fgrad.numpy.elementwise import (
     subtract,
     where,
 )
-from fgrad.numpy.manipulation import concatenate, ravel
+from fgrad.numpy.joining import concatenate
+from fgrad.numpy.manipulation import ravel
 from fgrad.numpy.reductions import _accumulator
 from fgrad.numpy.reductions import sum as sum_over
 from fgrad.ops import cumulative as cu
@@ -40,7 +41,7 @@ def _running(call: str, op: Callable[..., Array], x: Any, axis: int | None, dtyp
     if axis is None:
         a, axis = ravel(a), 0
     at = axis_of(axis, a.ndim, call)
-    return op(convert(a, dtypes.canonical(dtype) if dtype is not None else _accumulator(a.dtype)), at)
+    return op(convert(a, dtype_of(dtype) if dtype is not None else _accumulator(a.dtype)), at)
 
 
 def cumsum(x: Any, axis: int | None = None, dtype: Any = None) -> Array:

@@ -8,75 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
-import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import Array, ConcreteArray, is_scalar
+from fgrad.array import Array, is_scalar
 from fgrad.convert import as_array, promote
-from fgrad.errors import FgradTypeError, FgradValueError, describe, message
-from fgrad.ir import REGISTRY
+from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.numpy.axes import broadcast_all, operands
+from fgrad.numpy.ufuncs import BOOL, binary, unary
 from fgrad.ops import elementwise as ew
 from fgrad.ops import transcendental as tr
 from fgrad.ops.builders import full_like
 from fgrad.ops.complex import complex_abs
-from fgrad.trace import current_stack
-
-BOOL = dtypes.bool_
-
-
-def _binary(
-    name: str, op: Callable[..., Array], doc: str, *, on_bool: Any = None, inexact: bool = False
-) -> Callable[..., Array]:
-    """`on_bool`: what bools do instead: another primitive, or a dtype that they become first."""
-
-    prim = REGISTRY.get(op.__name__)
-    ufunc = prim.impl if prim is not None and isinstance(prim.impl, np.ufunc) else None
-
-    def f(x: Any, y: Any, /) -> Array:
-        a, b = operands(name, x, y, inexact=inexact, broadcast=False)
-        if a.shape != b.shape:
-            if ufunc is not None and a.dtype != BOOL:
-                out = at_once(ufunc, a, b)
-                if out is not None:
-                    return out
-            a, b = broadcast_all(name, [a, b])
-        if a.dtype == BOOL and on_bool is not None:
-            if callable(on_bool):
-                return on_bool(a, b)
-            a, b = ew.convert(a, on_bool), ew.convert(b, on_bool)
-        return op(a, b)
-
-    f.__name__ = f.__qualname__ = name
-    f.__doc__ = doc + "\n\nOperands broadcast and are promoted; Python scalars take the dtype of the arrays."
-    return f
-
-
-def at_once(ufunc: np.ufunc, a: Array, b: Array) -> Array | None:
-    """Outside of traces NumPy may do the broadcasting itself: no copies of the smaller operand. None if that is not possible."""
-    if current_stack() or type(a) is not ConcreteArray or type(b) is not ConcreteArray:
-        return None
-    with np.errstate(all="ignore"):
-        try:
-            return ConcreteArray(np.asarray(ufunc(a.data, b.data)))
-        except ValueError:  # shapes that do not fit: the caller's own broadcasting says so
-            return None
-
-
-def _unary(
-    name: str, op: Callable[[Array], Array], doc: str, *, inexact: bool = True, on_bool: Any = None
-) -> Callable[..., Array]:
-    def f(x: Any, /) -> Array:
-        a = as_array(x, name)
-        if inexact and not dtypes.is_inexact(a.dtype):
-            a = ew.convert(a, dtypes.default_float)
-        elif a.dtype == BOOL and on_bool is not None:
-            a = ew.convert(a, on_bool)
-        return op(a)
-
-    f.__name__ = f.__qualname__ = name
-    f.__doc__ = doc
-    return f
 
 
 def _no_bool(op: str, instead: str) -> Callable[..., Array]:
@@ -88,23 +30,23 @@ def _no_bool(op: str, instead: str) -> Callable[..., Array]:
 
 # ------------------------------------------------------------------------------------------------ arithmetic
 
-add = _binary("add", ew.add, "x + y. Bools: logical or.", on_bool=ew.bitwise_or)
-subtract = _binary(
+add = binary("add", ew.add, "x + y. Bools: logical or.", on_bool=ew.bitwise_or)
+subtract = binary(
     "subtract", ew.sub, "x - y.", on_bool=_no_bool("subtract", "use logical_xor (^), or convert with astype")
 )
-multiply = _binary("multiply", ew.mul, "x * y. Bools: logical and.", on_bool=ew.bitwise_and)
-divide = _binary("divide", ew.div, "x / y, true division: integers become float32.", inexact=True)
-floor_divide = _binary(
+multiply = binary("multiply", ew.mul, "x * y. Bools: logical and.", on_bool=ew.bitwise_and)
+divide = binary("divide", ew.div, "x / y, true division: integers become float32.", inexact=True)
+floor_divide = binary(
     "floor_divide", ew.floordiv, "The largest integer (or integral float) at most x / y.", on_bool=dtypes.int8
 )
-remainder = _binary(
+remainder = binary(
     "remainder", ew.remainder, "x - y * floor(x / y): the sign of y, as Python's %.", on_bool=dtypes.int8
 )
-fmod = _binary("fmod", ew.fmod, "The remainder with the sign of x, as C's fmod.", on_bool=dtypes.int8)
-maximum = _binary("maximum", ew.maximum, "The larger of x and y; NaN if either is.", on_bool=ew.bitwise_or)
-minimum = _binary("minimum", ew.minimum, "The smaller of x and y; NaN if either is.", on_bool=ew.bitwise_and)
-fmax = _binary("fmax", ew.fmax, "The larger of x and y; a NaN loses against a number.", on_bool=ew.bitwise_or)
-fmin = _binary(
+fmod = binary("fmod", ew.fmod, "The remainder with the sign of x, as C's fmod.", on_bool=dtypes.int8)
+maximum = binary("maximum", ew.maximum, "The larger of x and y; NaN if either is.", on_bool=ew.bitwise_or)
+minimum = binary("minimum", ew.minimum, "The smaller of x and y; NaN if either is.", on_bool=ew.bitwise_and)
+fmax = binary("fmax", ew.fmax, "The larger of x and y; a NaN loses against a number.", on_bool=ew.bitwise_or)
+fmin = binary(
     "fmin", ew.fmin, "The smaller of x and y; a NaN loses against a number.", on_bool=ew.bitwise_and
 )
 true_divide, mod = divide, remainder
@@ -127,12 +69,12 @@ def _modulus(x: Array) -> Array:
     return x if x.dtype == BOOL else complex_abs(x) if dtypes.is_complex(x.dtype) else ew.absolute(x)
 
 
-negative = _unary("negative", ew.neg, "-x.", inexact=False)
-absolute = _unary("absolute", _modulus, "|x|.", inexact=False)
-fabs = _unary("fabs", ew.absolute, "|x| in floating point.")
-sign = _unary("sign", ew.sign, "-1, 0 or 1 by the sign of x.", inexact=False)
-square = _unary("square", ew.square, "x * x.", inexact=False, on_bool=dtypes.int8)
-reciprocal = _unary("reciprocal", ew.reciprocal, "1 / x; integers become float32.")
+negative = unary("negative", ew.neg, "-x.", inexact=False)
+absolute = unary("absolute", _modulus, "|x|.", inexact=False)
+fabs = unary("fabs", ew.absolute, "|x| in floating point.")
+sign = unary("sign", ew.sign, "-1, 0 or 1 by the sign of x.", inexact=False)
+square = unary("square", ew.square, "x * x.", inexact=False, on_bool=dtypes.int8)
+reciprocal = unary("reciprocal", ew.reciprocal, "1 / x; integers become float32.")
 abs = absolute
 
 
@@ -191,35 +133,35 @@ def float_power(x: Any, y: Any, /) -> Array:
 
 # ------------------------------------------------------------------------------------------------ functions
 
-sqrt = _unary("sqrt", tr.sqrt, "The non-negative square root; NaN below 0.")
-cbrt = _unary("cbrt", tr.cbrt, "The cube root, of negative numbers too.")
-exp = _unary("exp", tr.exp, "e ** x.")
-exp2 = _unary("exp2", tr.exp2, "2 ** x.")
-expm1 = _unary("expm1", tr.expm1, "exp(x) - 1, accurate near 0.")
-log = _unary("log", tr.log, "The natural logarithm.")
-log2 = _unary("log2", tr.log2, "The logarithm to base 2.")
-log10 = _unary("log10", tr.log10, "The logarithm to base 10.")
-log1p = _unary("log1p", tr.log1p, "log(1 + x), accurate near 0.")
-sin = _unary("sin", tr.sin, "The sine of x radians.")
-cos = _unary("cos", tr.cos, "The cosine of x radians.")
-tan = _unary("tan", tr.tan, "The tangent of x radians.")
-arcsin = _unary("arcsin", tr.asin, "The inverse sine, in [-pi/2, pi/2].")
-arccos = _unary("arccos", tr.acos, "The inverse cosine, in [0, pi].")
-arctan = _unary("arctan", tr.atan, "The inverse tangent, in [-pi/2, pi/2].")
-sinh = _unary("sinh", tr.sinh, "The hyperbolic sine.")
-cosh = _unary("cosh", tr.cosh, "The hyperbolic cosine.")
-tanh = _unary("tanh", tr.tanh, "The hyperbolic tangent.")
-arcsinh = _unary("arcsinh", tr.asinh, "The inverse hyperbolic sine.")
-arccosh = _unary("arccosh", tr.acosh, "The inverse hyperbolic cosine.")
-arctanh = _unary("arctanh", tr.atanh, "The inverse hyperbolic tangent.")
+sqrt = unary("sqrt", tr.sqrt, "The non-negative square root; NaN below 0.")
+cbrt = unary("cbrt", tr.cbrt, "The cube root, of negative numbers too.")
+exp = unary("exp", tr.exp, "e ** x.")
+exp2 = unary("exp2", tr.exp2, "2 ** x.")
+expm1 = unary("expm1", tr.expm1, "exp(x) - 1, accurate near 0.")
+log = unary("log", tr.log, "The natural logarithm.")
+log2 = unary("log2", tr.log2, "The logarithm to base 2.")
+log10 = unary("log10", tr.log10, "The logarithm to base 10.")
+log1p = unary("log1p", tr.log1p, "log(1 + x), accurate near 0.")
+sin = unary("sin", tr.sin, "The sine of x radians.")
+cos = unary("cos", tr.cos, "The cosine of x radians.")
+tan = unary("tan", tr.tan, "The tangent of x radians.")
+arcsin = unary("arcsin", tr.asin, "The inverse sine, in [-pi/2, pi/2].")
+arccos = unary("arccos", tr.acos, "The inverse cosine, in [0, pi].")
+arctan = unary("arctan", tr.atan, "The inverse tangent, in [-pi/2, pi/2].")
+sinh = unary("sinh", tr.sinh, "The hyperbolic sine.")
+cosh = unary("cosh", tr.cosh, "The hyperbolic cosine.")
+tanh = unary("tanh", tr.tanh, "The hyperbolic tangent.")
+arcsinh = unary("arcsinh", tr.asinh, "The inverse hyperbolic sine.")
+arccosh = unary("arccosh", tr.acosh, "The inverse hyperbolic cosine.")
+arctanh = unary("arctanh", tr.atanh, "The inverse hyperbolic tangent.")
 asin, acos, atan, asinh, acosh, atanh = arcsin, arccos, arctan, arcsinh, arccosh, arctanh
-arctan2 = _binary(
+arctan2 = binary(
     "arctan2", tr.atan2, "The angle of the point (y, x), in [-pi, pi]: arctan2(y, x).", inexact=True
 )
-hypot = _binary("hypot", tr.hypot, "sqrt(x² + y²) without overflow.", inexact=True)
-logaddexp = _binary("logaddexp", tr.logaddexp, "log(exp(x) + exp(y)) without overflow.", inexact=True)
-copysign = _binary("copysign", ew.copysign, "The size of x with the sign of y.", inexact=True)
-nextafter = _binary("nextafter", ew.nextafter, "The next float after x towards y.", inexact=True)
+hypot = binary("hypot", tr.hypot, "sqrt(x² + y²) without overflow.", inexact=True)
+logaddexp = binary("logaddexp", tr.logaddexp, "log(exp(x) + exp(y)) without overflow.", inexact=True)
+copysign = binary("copysign", ew.copysign, "The size of x with the sign of y.", inexact=True)
+nextafter = binary("nextafter", ew.nextafter, "The next float after x towards y.", inexact=True)
 atan2 = arctan2
 
 
@@ -229,7 +171,7 @@ def _inexact(x: Any, call: str) -> Array:
 
 
 def _scaled(name: str, factor: float, doc: str) -> Callable[..., Array]:
-    return _unary(name, lambda x: ew.mul(x, full_like(x, factor)), doc)
+    return unary(name, lambda x: ew.mul(x, full_like(x, factor)), doc)
 
 
 deg2rad = _scaled("deg2rad", math.pi / 180, "Degrees to radians.")
@@ -270,7 +212,7 @@ def ldexp(x: Any, n: Any, /) -> Array:
 
 
 def _rounding(name: str, op: Callable[[Array], Array], doc: str) -> Callable[..., Array]:
-    return _unary(
+    return unary(
         name,
         lambda x: op(x) if dtypes.is_inexact(x.dtype) else x,
         doc + " Integers stay as they are.",
@@ -282,7 +224,7 @@ floor = _rounding("floor", ew.floor, "The largest integral value at most x.")
 ceil = _rounding("ceil", ew.ceil, "The smallest integral value at least x.")
 trunc = _rounding("trunc", ew.trunc, "x rounded towards 0.")
 fix = trunc
-rint = _unary("rint", ew.round, "The nearest integral value, ties to even.")
+rint = unary("rint", ew.round, "The nearest integral value, ties to even.")
 
 
 def round(x: Any, decimals: int = 0) -> Array:
@@ -308,7 +250,7 @@ around = round
 
 
 def _comparison(name: str, op: Callable[..., Array], doc: str) -> Callable[..., Array]:
-    return _binary(name, op, doc)
+    return binary(name, op, doc)
 
 
 equal = _comparison("equal", ew.eq, "x == y, as bools.")
@@ -378,65 +320,6 @@ def signbit(x: Any, /) -> Array:
     """True where the sign bit is set: below 0, and -0.0."""
     a = as_array(x, "signbit")
     return ew.signbit(a) if dtypes.is_float(a.dtype) else ew.lt(a, full_like(a, 0))
-
-
-# ------------------------------------------------------------------------------------------------ bits
-
-
-def _bits(name: str, op: Callable[..., Array], doc: str) -> Callable[..., Array]:
-    def f(x: Any, y: Any, /) -> Array:
-        a, b = operands(name, x, y)
-        if dtypes.is_inexact(a.dtype):
-            raise FgradTypeError(
-                message(
-                    name,
-                    f"needs integers or bools, got {describe(x)} and {describe(y)}",
-                    "convert with x.astype('int64'), or compare first: (x > 0) & (y > 0)",
-                )
-            )
-        return op(a, b)
-
-    f.__name__ = f.__qualname__ = name
-    f.__doc__ = doc
-    return f
-
-
-def _as_int(op: Callable[..., Array]) -> Callable[..., Array]:
-    return lambda a, b: (
-        op(ew.convert(a, dtypes.int8), ew.convert(b, dtypes.int8)) if a.dtype == BOOL else op(a, b)
-    )
-
-
-bitwise_and = _bits("bitwise_and", ew.bitwise_and, "x & y, bit by bit (of bools: logical).")
-bitwise_or = _bits("bitwise_or", ew.bitwise_or, "x | y, bit by bit (of bools: logical).")
-bitwise_xor = _bits("bitwise_xor", ew.bitwise_xor, "x ^ y, bit by bit (of bools: logical).")
-left_shift = _bits("left_shift", _as_int(ew.shift_left), "x << y; 0 where y is at least the width.")
-right_shift = _bits(
-    "right_shift",
-    _as_int(
-        lambda a, b: ew.shift_right_logical(a, b) if a.dtype.kind == "u" else ew.shift_right_arithmetic(a, b)
-    ),
-    "x >> y, keeping the sign.",
-)
-bitwise_left_shift, bitwise_right_shift = left_shift, right_shift
-
-
-def invert(x: Any, /) -> Array:
-    """~x: every bit flipped; of bools: logical not."""
-    a = as_array(x, "invert")
-    if dtypes.is_inexact(a.dtype):
-        raise FgradTypeError(message("invert", f"needs integers or bools, got {a.type}"))
-    return ew.logical_not(a) if a.dtype == BOOL else ew.bitwise_not(a)
-
-
-bitwise_not = bitwise_invert = invert
-
-
-def bitwise_count(x: Any, /) -> Array:
-    """The number of set bits of |x|, as uint8."""
-    a = as_array(x, "bitwise_count")
-    a = ew.convert(a, dtypes.uint8) if a.dtype == BOOL else ew.absolute(a) if a.dtype.kind == "i" else a
-    return ew.convert(ew.popcount(a), dtypes.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ choice

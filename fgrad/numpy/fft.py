@@ -15,7 +15,8 @@ from fgrad.numpy.axes import axes_of
 from fgrad.numpy.complexes import conj
 from fgrad.numpy.creation import arange
 from fgrad.numpy.elementwise import divide, multiply
-from fgrad.numpy.manipulation import concatenate, roll
+from fgrad.numpy.joining import concatenate
+from fgrad.numpy.manipulation import roll
 from fgrad.ops import elementwise as ew
 from fgrad.ops import fft as ff
 from fgrad.ops import structure as st

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fgrad import dtypes
 from fgrad.array import Array, is_scalar
 from fgrad.convert import weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.numpy import (
+    bits,
     complexes,
     cumulative,
     elementwise,
     indexing,
+    joining,
     manipulation,
     products,
     reductions,
@@ -23,6 +24,7 @@ from fgrad.numpy import (
     sorting,
 )
 from fgrad.numpy.at import At
+from fgrad.numpy.axes import dtype_of
 from fgrad.ops import structure as st
 from fgrad.ops.elementwise import bitcast, convert
 from fgrad.trace import Tracer
@@ -66,11 +68,11 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "pow": elementwise.power,
     "divmod": elementwise.divmod,
     "matmul": products.matmul,
-    "lshift": elementwise.left_shift,
-    "rshift": elementwise.right_shift,
-    "and": elementwise.bitwise_and,
-    "or": elementwise.bitwise_or,
-    "xor": elementwise.bitwise_xor,
+    "lshift": bits.left_shift,
+    "rshift": bits.right_shift,
+    "and": bits.bitwise_and,
+    "or": bits.bitwise_or,
+    "xor": bits.bitwise_xor,
 }
 _COMPARISONS: dict[str, Callable[..., Any]] = {
     "eq": elementwise.equal,
@@ -93,7 +95,7 @@ def _abs(self: Array) -> Array:
 def _iter(self: Array) -> Iterator[Array]:
     if self.ndim == 0:
         raise FgradTypeError(message("iter", "a 0-dimensional array cannot be iterated over"))
-    return iter(manipulation.unstack(self))
+    return iter(joining.unstack(self))
 
 
 def _contains(self: Array, value: Any) -> bool:
@@ -116,12 +118,12 @@ def _transpose(self: Array, *axes: Any) -> Array:
 
 def _astype(self: Array, dtype: Any, copy: bool = True) -> Array:
     """The array converted to `dtype`."""
-    return convert(self, dtypes.canonical(dtype))
+    return convert(self, dtype_of(dtype))
 
 
 def _view(self: Array, dtype: Any) -> Array:
     """The same bits as another dtype; with another width, the last axis gets longer or shorter."""
-    target = dtypes.canonical(dtype)
+    target = dtype_of(dtype)
     if target.itemsize == self.dtype.itemsize:
         return bitcast(self, target)
     raise FgradValueError(
@@ -145,7 +147,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "__neg__": _neg,
     "__pos__": elementwise.positive,
     "__abs__": _abs,
-    "__invert__": elementwise.invert,
+    "__invert__": bits.invert,
     "__round__": elementwise.round,
     "__floor__": elementwise.floor,
     "__ceil__": elementwise.ceil,

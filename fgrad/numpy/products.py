@@ -12,7 +12,8 @@ from fgrad.errors import FgradShapeError, message
 from fgrad.numpy.axes import axes_of, axis_of, broadcast_shapes, insert_axes, stretch
 from fgrad.numpy.complexes import conj
 from fgrad.numpy.elementwise import multiply, subtract
-from fgrad.numpy.manipulation import concatenate, moveaxis, ravel
+from fgrad.numpy.joining import concatenate
+from fgrad.numpy.manipulation import moveaxis, ravel
 from fgrad.numpy.reductions import sum as sum_over
 from fgrad.ops.builders import full_like
 from fgrad.ops.contract import dot_general

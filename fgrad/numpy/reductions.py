@@ -14,7 +14,7 @@ from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array
 from fgrad.errors import FgradTypeError, FgradValueError, message
-from fgrad.numpy.axes import Axis, axes_of, axis_of, broadcast_to, insert_axes
+from fgrad.numpy.axes import Axis, axes_of, axis_of, broadcast_to, dtype_of, insert_axes
 from fgrad.numpy.elementwise import add, divide, isnan, maximum, minimum, multiply, sqrt, subtract, to_bool
 from fgrad.numpy.elementwise import where as choose
 from fgrad.ops import elementwise as ew
@@ -56,7 +56,7 @@ def sum(
     """The sum over `axis` (all axes if None). Small integers and bools are summed in int64, half precision in float32."""
     a = as_array(x, "sum")
     axes = axes_of(axis, a.ndim, "sum")
-    a = ew.convert(a, dtypes.canonical(dtype) if dtype is not None else _accumulator(a.dtype))
+    a = ew.convert(a, dtype_of(dtype) if dtype is not None else _accumulator(a.dtype))
     out = _keep(rd.reduce_sum(_only(a, where, 0), axes), axes, keepdims)
     return out if initial is None else add(out, initial)
 
@@ -72,7 +72,7 @@ def prod(
     """The product over `axis`. Small integers and bools are multiplied in int64."""
     a = as_array(x, "prod")
     axes = axes_of(axis, a.ndim, "prod")
-    a = ew.convert(a, dtypes.canonical(dtype) if dtype is not None else _accumulator(a.dtype))
+    a = ew.convert(a, dtype_of(dtype) if dtype is not None else _accumulator(a.dtype))
     out = _keep(rd.reduce_prod(_only(a, where, 1), axes), axes, keepdims)
     return out if initial is None else multiply(out, initial)
 
@@ -171,7 +171,7 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 def _moment_input(call: str, x: Any, dtype: Any) -> tuple[Array, np.dtype]:
     """`x` in the dtype to compute in (float32 for half precision), and the result's dtype."""
     a = as_array(x, call)
-    out = dtypes.canonical(dtype) if dtype is not None else dtypes.to_inexact(a.dtype)
+    out = dtype_of(dtype) if dtype is not None else dtypes.to_inexact(a.dtype)
     return ew.convert(a, dtypes.float32 if out in HALF else out), out
 
 

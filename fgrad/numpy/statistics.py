@@ -29,7 +29,7 @@ from fgrad.numpy.elementwise import (
     where,
 )
 from fgrad.numpy.indexing import diagonal
-from fgrad.numpy.manipulation import concatenate
+from fgrad.numpy.joining import concatenate
 from fgrad.numpy.products import matmul
 from fgrad.numpy.reductions import all as all_over
 from fgrad.numpy.reductions import average

@@ -212,5 +212,4 @@ def test_errors_name_the_call_the_line_and_the_fix(call, text):
     for f in (call, fgrad.jit(call)):
         with pytest.raises((TypeError, ValueError), match=text) as e:
             f(fnp.array(X))
-        if "U3" not in str(e.value):
-            assert "test_operators.py" in str(e.value)
+        assert "test_operators.py" in str(e.value)

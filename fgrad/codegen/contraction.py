@@ -78,7 +78,8 @@ class Operand:
 
     def strides(self) -> tuple[int, dict[str, int]]:
         """Base offset and stride of every dimension of a plain operand, in elements."""
-        base, result = self.offset, {}
+        base = self.offset
+        result: dict[str, int] = {}
         for axis in self.axes:
             base += axis.offset * axis.stride
             for name, coef in axis.coefs:

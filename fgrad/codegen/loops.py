@@ -177,7 +177,8 @@ def affine_terms(e: Expr) -> tuple[int, list[tuple[Expr, int]]]:
 
 def index_add(*parts: Expr) -> Expr:
     """Sum of int64 expressions as one flat `Affine`."""
-    const, terms = 0, {}
+    const = 0
+    terms: dict[int, tuple[Expr, int]] = {}
     for p in parts:
         c, ts = affine_terms(p)
         const += c
@@ -213,7 +214,9 @@ def index_range(e: Expr) -> tuple[int, int] | None:
         if e.name == "floordiv":
             return (r[0] // d, r[1] // d) if r else None
         return (0, d - 1)
-    if isinstance(e, Op) and e.name == "minimum" and isinstance(e.args[1], Const):  # a clamp: min(max(x, low), high)
+    if (
+        isinstance(e, Op) and e.name == "minimum" and isinstance(e.args[1], Const)
+    ):  # a clamp: min(max(x, low), high)
         inner = e.args[0]
         if isinstance(inner, Op) and inner.name == "maximum" and isinstance(inner.args[1], Const):
             return int(inner.args[1].value), max(int(inner.args[1].value), int(e.args[1].value))

@@ -90,7 +90,8 @@ def spread_layout(operand: Operand, extents: dict[str, int], batch: Sequence[Dim
     spans = [axis.span(extents) for axis in operand.axes]
     sizes = [high - low + 1 for low, high in spans]
     steps = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-    loops, strides, base, source_offset, buffer_offset = [], {}, 0, operand.offset, 0
+    strides: dict[str, int] = {}
+    loops, base, source_offset, buffer_offset = [], 0, operand.offset, 0
     for axis, (low, high), step in zip(operand.axes, spans, steps):
         first, last = -(-low // axis.divisor), high // axis.divisor
         if axis.size is not None:
@@ -328,11 +329,10 @@ def _pack_transposed(
                 for i, line in enumerate(transpose(e, lines)):
                     e.store(line, e.at(corner, i * pitch, types[1]), types[1], types[1])
 
-            e.loop(
-                length,
-                lambda row: e.loop(run, lambda k: (block(row, k), None)[1], step=size) and None,
-                step=size,
-            )
+            def rows(row: Index) -> None:
+                e.loop(run, lambda k: block(row, k), step=size)
+
+            e.loop(length, rows, step=size)
 
         walk_depth(e, source, goal, outer, e.mul(run, pitch), types, strip)
 

@@ -114,7 +114,9 @@ def elementwise(
     def jvp_linear(
         primals: Sequence[Array], tangents: Sequence[Array | None], outs: Any, **params: Any
     ) -> Array:
-        return bind(prim, tangents[0], **params)
+        (tangent,) = tangents
+        assert tangent is not None  # jvp rules are called with at least one tangent
+        return bind(prim, tangent, **params)
 
     def batch(size: int, args: Sequence[Array], batched: Sequence[bool], **params: Any) -> tuple[Any, bool]:
         return bind(prim, *batch_all(size, args, batched), **params), True
@@ -221,7 +223,7 @@ def _add_transpose(cts: Sequence[Array], x: Any, y: Any) -> tuple[Any, Any]:
 
 
 add_p = elementwise("add", np.add, partials=(ONE, ONE), transpose=_add_transpose, accepts=is_number)
-neg_p = elementwise(
+neg_p: Primitive = elementwise(
     "neg", np.negative, linear=True, transpose=lambda cts, x: (bind(neg_p, cts[0]),), accepts=is_number
 )
 
@@ -234,7 +236,7 @@ def _mul_batch(size: int, args: Sequence[Array], batched: Sequence[bool]) -> tup
     return bind(mul_p, *batch_all(size, args, batched)), True
 
 
-mul_p = multilinear(
+mul_p: Primitive = multilinear(
     "mul",
     _mul_type,
     np.multiply,

@@ -13,7 +13,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.errors import FgradTypeError, message
-from fgrad.ir import Linear, Type
+from fgrad.ir import Linear, Primitive, Type
 from fgrad.ops.builders import (
     MINUS_ONE,
     ONE,
@@ -336,7 +336,11 @@ stop_gradient_p = elementwise("stop_gradient", lambda x: x, scalar=lambda emit, 
 # ------------------------------------------------------------------------------------------------ functions
 
 
-def _unary(prim: Any) -> Any:
+Unary = Callable[[Array], Array]
+Binary = Callable[[Array, Array], Array]
+
+
+def _unary(prim: Primitive) -> Unary:
     def f(x: Array) -> Array:
         return bind(prim, x)
 
@@ -344,7 +348,7 @@ def _unary(prim: Any) -> Any:
     return f
 
 
-def _binary(prim: Any) -> Any:
+def _binary(prim: Primitive) -> Binary:
     def f(x: Array, y: Array) -> Array:
         return bind(prim, x, y)
 
@@ -352,19 +356,46 @@ def _binary(prim: Any) -> Any:
     return f
 
 
-sub, div, floordiv, remainder, fmod = map(_binary, (sub_p, div_p, floordiv_p, remainder_p, fmod_p))
-maximum, minimum, fmax, fmin = map(_binary, (maximum_p, minimum_p, fmax_p, fmin_p))
-copysign, nextafter = map(_binary, (copysign_p, nextafter_p))
-eq, ne, lt, le, gt, ge = map(_binary, (eq_p, ne_p, lt_p, le_p, gt_p, ge_p))
-bitwise_and, bitwise_or, bitwise_xor = map(_binary, (bitwise_and_p, bitwise_or_p, bitwise_xor_p))
-shift_left, shift_right_arithmetic, shift_right_logical = map(
-    _binary, (shift_left_p, shift_right_arithmetic_p, shift_right_logical_p)
-)
-absolute, sign, square, reciprocal = map(_unary, (abs_p, sign_p, square_p, reciprocal_p))
-floor, ceil, round, trunc = map(_unary, (floor_p, ceil_p, round_p, trunc_p))
-isnan, isinf, isfinite, signbit = map(_unary, (isnan_p, isinf_p, isfinite_p, signbit_p))
-bitwise_not, logical_not, popcount, clz = map(_unary, (bitwise_not_p, logical_not_p, popcount_p, clz_p))
-stop_gradient = _unary(stop_gradient_p)
+sub: Binary = _binary(sub_p)
+div: Binary = _binary(div_p)
+floordiv: Binary = _binary(floordiv_p)
+remainder: Binary = _binary(remainder_p)
+fmod: Binary = _binary(fmod_p)
+maximum: Binary = _binary(maximum_p)
+minimum: Binary = _binary(minimum_p)
+fmax: Binary = _binary(fmax_p)
+fmin: Binary = _binary(fmin_p)
+copysign: Binary = _binary(copysign_p)
+nextafter: Binary = _binary(nextafter_p)
+eq: Binary = _binary(eq_p)
+ne: Binary = _binary(ne_p)
+lt: Binary = _binary(lt_p)
+le: Binary = _binary(le_p)
+gt: Binary = _binary(gt_p)
+ge: Binary = _binary(ge_p)
+bitwise_and: Binary = _binary(bitwise_and_p)
+bitwise_or: Binary = _binary(bitwise_or_p)
+bitwise_xor: Binary = _binary(bitwise_xor_p)
+shift_left: Binary = _binary(shift_left_p)
+shift_right_arithmetic: Binary = _binary(shift_right_arithmetic_p)
+shift_right_logical: Binary = _binary(shift_right_logical_p)
+absolute: Unary = _unary(abs_p)
+sign: Unary = _unary(sign_p)
+square: Unary = _unary(square_p)
+reciprocal: Unary = _unary(reciprocal_p)
+floor: Unary = _unary(floor_p)
+ceil: Unary = _unary(ceil_p)
+round: Unary = _unary(round_p)
+trunc: Unary = _unary(trunc_p)
+isnan: Unary = _unary(isnan_p)
+isinf: Unary = _unary(isinf_p)
+isfinite: Unary = _unary(isfinite_p)
+signbit: Unary = _unary(signbit_p)
+bitwise_not: Unary = _unary(bitwise_not_p)
+logical_not: Unary = _unary(logical_not_p)
+popcount: Unary = _unary(popcount_p)
+clz: Unary = _unary(clz_p)
+stop_gradient: Unary = _unary(stop_gradient_p)
 
 
 def integer_pow(x: Array, n: int) -> Array:

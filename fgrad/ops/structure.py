@@ -282,7 +282,7 @@ def _iota_impl(*, shape: Ints, dtype: np.dtype, axis: int) -> np.ndarray:
     return np.broadcast_to(counts.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
 
 
-iota_p = register(
+iota_p: Primitive = register(
     Primitive(
         "iota",
         lambda *, shape, dtype, axis: Type(shape, dtype),

@@ -13,6 +13,7 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array
+from fgrad.ir import Primitive
 from fgrad.ops.builders import ONE, elementwise, full_like
 from fgrad.ops.elementwise import add, div, eq, gt, logical_not, mul, neg, reciprocal, select, square, sub
 from fgrad.ops.erfinv import erfinv as erfinv_impl
@@ -169,7 +170,11 @@ identity_p = elementwise(
 )
 
 
-def _unary(prim: Any) -> Any:
+Unary = Callable[[Array], Array]
+Binary = Callable[[Array, Array], Array]
+
+
+def _unary(prim: Primitive) -> Unary:
     def f(x: Array) -> Array:
         return bind(prim, x)
 
@@ -177,7 +182,7 @@ def _unary(prim: Any) -> Any:
     return f
 
 
-def _binary(prim: Any) -> Any:
+def _binary(prim: Primitive) -> Binary:
     def f(x: Array, y: Array) -> Array:
         return bind(prim, x, y)
 
@@ -185,13 +190,39 @@ def _binary(prim: Any) -> Any:
     return f
 
 
-sqrt, rsqrt, cbrt, exp, exp2, expm1 = map(_unary, (sqrt_p, rsqrt_p, cbrt_p, exp_p, exp2_p, expm1_p))
-log, log2, log10, log1p = map(_unary, (log_p, log2_p, log10_p, log1p_p))
-sin, cos, tan, asin, acos, atan = map(_unary, (sin_p, cos_p, tan_p, asin_p, acos_p, atan_p))
-sinh, cosh, tanh, asinh, acosh, atanh = map(_unary, (sinh_p, cosh_p, tanh_p, asinh_p, acosh_p, atanh_p))
-sigmoid, erf, erfc, erfinv = map(_unary, (sigmoid_p, erf_p, erfc_p, erfinv_p))
-lgamma, digamma, identity = map(_unary, (lgamma_p, digamma_p, identity_p))
-pow, atan2, hypot, logaddexp = map(_binary, (pow_p, atan2_p, hypot_p, logaddexp_p))
+sqrt: Unary = _unary(sqrt_p)
+rsqrt: Unary = _unary(rsqrt_p)
+cbrt: Unary = _unary(cbrt_p)
+exp: Unary = _unary(exp_p)
+exp2: Unary = _unary(exp2_p)
+expm1: Unary = _unary(expm1_p)
+log: Unary = _unary(log_p)
+log2: Unary = _unary(log2_p)
+log10: Unary = _unary(log10_p)
+log1p: Unary = _unary(log1p_p)
+sin: Unary = _unary(sin_p)
+cos: Unary = _unary(cos_p)
+tan: Unary = _unary(tan_p)
+asin: Unary = _unary(asin_p)
+acos: Unary = _unary(acos_p)
+atan: Unary = _unary(atan_p)
+sinh: Unary = _unary(sinh_p)
+cosh: Unary = _unary(cosh_p)
+tanh: Unary = _unary(tanh_p)
+asinh: Unary = _unary(asinh_p)
+acosh: Unary = _unary(acosh_p)
+atanh: Unary = _unary(atanh_p)
+sigmoid: Unary = _unary(sigmoid_p)
+erf: Unary = _unary(erf_p)
+erfc: Unary = _unary(erfc_p)
+erfinv: Unary = _unary(erfinv_p)
+lgamma: Unary = _unary(lgamma_p)
+digamma: Unary = _unary(digamma_p)
+identity: Unary = _unary(identity_p)
+pow: Binary = _binary(pow_p)
+atan2: Binary = _binary(atan2_p)
+hypot: Binary = _binary(hypot_p)
+logaddexp: Binary = _binary(logaddexp_p)
 
 
 def _trigamma(x: Array) -> Array:

@@ -89,7 +89,7 @@ def _impl(*args: np.ndarray, function: F, out_types: tuple[Type, ...], batched: 
     size = args[0].shape[0] if args else out_types[0].shape[0]
     each = tuple(Type(t.shape[1:], t.dtype) for t in out_types)
     rows = [
-        _impl(*[a[i] for a in args], function=function, out_types=each, batched=batched - 1)
+        _impl(*[a[i, ...] for a in args], function=function, out_types=each, batched=batched - 1)
         for i in range(size)
     ]
     return [

@@ -178,7 +178,7 @@ def cumulative(low: Lowering, eqn: Eqn) -> None:
     outer = [LoopVar(f"i{d}", s) for d, s in enumerate(x.shape)]
     step = outer[axis]
     along: Expr = b.add(b.scale(step, -1), x.shape[axis] - 1) if eqn.params.get("reverse") else step
-    idx = [along if d == axis else v for d, v in enumerate(outer)]
+    idx = [along if d == axis else v if v.extent != 1 else b.ravel((), ()) for d, v in enumerate(outer)]
     index, value = b.ravel(idx, x.shape), x.at(idx)
     others = [v for d, v in enumerate(outer) if d != axis and v.extent != 1]
     target = low.shared.buffer(out)

@@ -8,8 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import is_scalar
-from fgrad.convert import as_array, common_dtype
+from fgrad.convert import as_array, common_dtype, weak_kind
 
 
 def dtype(x: Any) -> np.dtype:
@@ -34,13 +33,14 @@ def promote_types(a: Any, b: Any) -> np.dtype:
 
 def result_type(*args: Any) -> np.dtype:
     """The dtype of an operation on arrays, dtypes and Python scalars (which are weak)."""
-    strong = [_dtype_of(a) for a in args if not is_scalar(a)]
+    kinds = [weak_kind(a) for a in args]
+    weak = [k() for k in kinds if k is not None]
+    strong = [_dtype_of(a) for a, k in zip(args, kinds, strict=True) if k is None]
     if not strong:
-        return common_dtype([dtypes.of_scalar(a) for a in args])
+        return common_dtype([dtypes.of_scalar(w) for w in weak])
     result = common_dtype(strong)
-    for a in args:
-        if is_scalar(a):
-            result = dtypes.weak_promote(result, a)
+    for w in weak:
+        result = dtypes.weak_promote(result, w)
     return result
 
 

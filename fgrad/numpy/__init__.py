@@ -8,26 +8,32 @@ functions of integers that need fractions (`/`, `sin`, `mean`) give float32; arr
 
 from math import e, inf, nan, pi
 
-from numpy import complexfloating, floating, inexact, integer, number, signedinteger, unsignedinteger
-
-from fgrad.array import Array as ndarray
-from fgrad.dtypes import (
-    bfloat16,
+from ml_dtypes import bfloat16
+from numpy import (  # the scalar types themselves: `dtype=fnp.float32`, and `fnp.float32(3)`
     bool_,
     complex64,
     complex128,
+    complexfloating,
     float16,
     float32,
     float64,
+    floating,
+    inexact,
     int8,
     int16,
     int32,
     int64,
+    integer,
+    number,
+    signedinteger,
     uint8,
     uint16,
     uint32,
     uint64,
+    unsignedinteger,
 )
+
+from fgrad.array import Array as ndarray
 from fgrad.numpy import fft, linalg
 from fgrad.numpy import methods as _methods
 from fgrad.numpy.axes import broadcast_arrays, broadcast_shapes, broadcast_to

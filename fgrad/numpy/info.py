@@ -18,12 +18,12 @@ def dtype(x: Any) -> np.dtype:
 
 def finfo(x: Any) -> Any:
     """The limits of a floating dtype: `.max`, `.min`, `.eps`, `.tiny`, `.bits`."""
-    return ml_dtypes.finfo(dtypes.canonical(getattr(x, "dtype", x)))
+    return ml_dtypes.finfo(dtypes.canonical(x if isinstance(x, type) else getattr(x, "dtype", x)))
 
 
 def iinfo(x: Any) -> Any:
     """The limits of an integer dtype: `.max`, `.min`, `.bits`."""
-    return ml_dtypes.iinfo(dtypes.canonical(getattr(x, "dtype", x)))
+    return ml_dtypes.iinfo(dtypes.canonical(x if isinstance(x, type) else getattr(x, "dtype", x)))
 
 
 def promote_types(a: Any, b: Any) -> np.dtype:

@@ -175,7 +175,7 @@ def test_constants_and_dtypes():
     assert (
         fnp.pi == np.pi and fnp.e == np.e and fnp.inf == np.inf and np.isnan(fnp.nan) and fnp.newaxis is None
     )
-    assert fnp.float32 == np.float32 and fnp.bfloat16.itemsize == 2
+    assert fnp.dtype(fnp.float32) == np.float32 and fnp.float32(3) == 3 and fnp.bool_ is np.bool_
     assert fnp.finfo(fnp.float32).eps == np.finfo(np.float32).eps and fnp.iinfo("int8").max == 127
     assert fnp.result_type(fnp.ones(2), 1.0, np.int32(1)) == np.float32
     assert fnp.promote_types("int64", "float16") == np.float16

@@ -19,7 +19,7 @@ from fgrad.ir import Primitive, Type, register
 from fgrad.ops.builders import batch_all, full_like, reduce_sum_p
 from fgrad.ops.contract import dot_general
 from fgrad.ops.elementwise import add, eq, ge, gt, mul, neg, reciprocal, select, sub
-from fgrad.ops.structure import broadcast, iota, transpose
+from fgrad.ops.structure import broadcast, iota, move_axis, reshape, transpose
 from fgrad.trace import bind
 
 Rule = Callable[..., Any]
@@ -234,6 +234,24 @@ triangular_solve_p = _stacked(
     _triangular_transpose,
 )
 inv_p = _stacked("inv", _square_type("inv", _ANY), np.linalg.inv, _inv_jvp)
+
+
+def _solve_batch(
+    prim: Primitive, size: int, args: Sequence[Array], batched: Sequence[bool], params: dict[str, Any]
+) -> tuple[Array, bool]:
+    """One matrix for all examples is factorised once: their right-hand sides become further columns."""
+    a, b = batch_all(size, args, batched) if batched[0] else args
+    if batched[0]:
+        return bind(prim, a, b, **params), True
+    last = move_axis(b, 0, b.ndim - 1)
+    x = bind(prim, a, reshape(last, (*last.shape[:-2], last.shape[-2] * size)), **params)
+    return move_axis(reshape(x, last.shape), last.ndim - 1, 0), True
+
+
+solve_p.batch = lambda size, args, batched: _solve_batch(solve_p, size, args, batched, {})
+triangular_solve_p.batch = lambda size, args, batched, **p: _solve_batch(
+    triangular_solve_p, size, args, batched, p
+)
 
 # ------------------------------------------------------------------------------------------------ determinants
 

@@ -56,11 +56,20 @@ def _max_type(x: Type, *, window: Ints, strides: Ints, padding: Pads) -> tuple[T
     return Type(shape, x.dtype), Type(shape, dtypes.int32)
 
 
+def _first_inside(out: Ints, window: Ints, strides: Ints, padding: Pads) -> np.ndarray:
+    """The offset of each window's first element inside the input: what a window of nothing but -inf chooses."""
+    taps = []
+    for n, w, s, (lo, _) in zip(out, window, strides, padding, strict=True):
+        taps.append(np.clip(lo - s * np.arange(n), 0, w - 1))
+    return np.ravel_multi_index(tuple(np.meshgrid(*taps, indexing="ij")), window)
+
+
 def _max_impl(x: np.ndarray, *, window: Ints, strides: Ints, padding: Pads) -> tuple[np.ndarray, np.ndarray]:
     shape = _out_shape("max_pool", x.shape, window, strides, padding)
     padded = _pad(x, padding, _lowest(x.dtype))
     best = np.empty(shape, x.dtype)
-    offset = np.zeros(shape, np.int32)
+    offset = np.empty(shape, np.int32)
+    offset[...] = _first_inside(shape[2:], window, strides, padding)
     for k, at in enumerate(_taps(window, shape[2:], strides)):
         value = padded[at]
         if k == 0:
@@ -108,7 +117,7 @@ def max_pool(
 ) -> tuple[Array, Array]:
     """`(values, offset)`: each window's maximum, and its row-major position in the window (the first one; NaN wins).
 
-    Padding counts as minus infinity (the lowest integer).
+    Padding counts as minus infinity (the lowest integer) and is chosen only by windows without any input.
     """
     values, offset = bind(max_pool_p, x, window=tuple(window), strides=tuple(strides), padding=_pads(padding))
     return values, offset

@@ -60,6 +60,18 @@ def _too_large(low: Lowering, eqn: Eqn) -> bool:
     return math.prod(eqn.params["window"]) > LARGEST_WINDOW
 
 
+def _first_inside(low: Lowering, eqn: Eqn, idx: Sequence[Expr]) -> Expr:
+    """The offset of a window's first tap inside the input: what a window of nothing but -inf chooses."""
+    b, p = low.b, eqn.params
+    if not any(lo for lo, _ in p["padding"]):
+        return b.const(0, dtypes.int32)
+    taps: list[Expr] = []
+    for o, s, w, (lo, _) in zip(idx[2:], p["strides"], p["window"], p["padding"], strict=True):
+        missing = b.op("maximum", b.add(b.scale(o, -s), lo), b.const(0, dtypes.int64))
+        taps.append(b.op("minimum", missing, b.const(w - 1, dtypes.int64)))
+    return b.op("cast", b.ravel(taps, p["window"]), dtype=dtypes.int32)
+
+
 def max_pool(low: Lowering, eqn: Eqn) -> None:
     if _too_large(low, eqn):
         return low.host(eqn)
@@ -70,7 +82,7 @@ def max_pool(low: Lowering, eqn: Eqn) -> None:
         key = (*map(id, idx), id(mask))
         if key not in memo:
             best: Expr | None = None
-            which: Expr = b.const(0, dtypes.int32)
+            which = _first_inside(low, eqn, idx)
             for k, tap in enumerate(_window_offsets(eqn.params["window"])):
                 where, ok = _position(low, eqn, idx[2:], tap, x.shape[2:])
                 value = x.at((*idx[:2], *where), b.both(mask, ok))

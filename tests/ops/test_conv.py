@@ -103,6 +103,24 @@ def test_pool_and_gradient(kind, case, torch):
     np.testing.assert_allclose(np.asarray(pull(from_numpy(ct))[0]), xt.grad.numpy(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("window", "strides"), [((3, 3), (1, 1)), ((3, 3), (2, 2)), ((2, 2), (2, 2))])
+def test_padding_is_never_the_maximum(window, strides, jit, torch):
+    """Where a window holds nothing but -inf, its first element inside the input is chosen."""
+    x = np.full((1, 1, 5, 5), -np.inf)
+    x[0, 0, 2, 2], x[0, 0, 4, 4] = 1, np.nan
+    t = torch.tensor(x, requires_grad=True)
+    y = torch.nn.functional.max_pool2d(t, window, strides, 1)
+    ct = torch.arange(1.0, y.numel() + 1, dtype=torch.float64).reshape(y.shape)
+    y.backward(ct)
+
+    def gradient(x, ct):
+        return fgrad.vjp(lambda x: max_pool(x, window, strides, ((1, 1), (1, 1)))[0], x)[1](ct)[0]
+
+    got = (fgrad.jit(gradient) if jit else gradient)(from_numpy(x), from_numpy(ct.numpy()))
+    np.testing.assert_array_equal(np.asarray(got), t.grad.numpy())
+
+
 def test_errors_name_the_numbers():
     x, w = from_numpy(np.zeros((1, 4, 5, 5), np.float32)), from_numpy(np.zeros((6, 4, 3, 3), np.float32))
     one, none = (1, 1), ((0, 0), (0, 0))

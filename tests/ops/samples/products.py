@@ -96,6 +96,11 @@ pooling((4, 5, 3), (2, 2, 2), (2, 1, 2), ((0, 0), (1, 0), (1, 0)))
 pooling((4, 4), (2, 2), (2, 2), ((0, 0), (0, 0)), n=0)
 _same = {"window": (2, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0))}
 row("max_pool", Sample([np.array([[[[1, 1, np.nan, 2], [1, 1, 3, np.nan]]]], np.float32)], _same, grad=False))
+_lowest = np.full((1, 2, 5, 5), -np.inf, np.float32)
+_lowest[0, 0, 2, 2], _lowest[0, 1, 4, 4] = 1, np.nan
+for _window, _strides in (((3, 3), (1, 1)), ((3, 3), (2, 2)), ((2, 2), (2, 2)), ((2, 2), (3, 3))):
+    _padded = {"window": _window, "strides": _strides, "padding": ((1, 2), (1, 1))}
+    row("max_pool", Sample([_lowest], _padded, grad=False))
 row("max_pool", Sample([integers(-9, 9, 1, 2, 4, 4, dtype=np.int32)], _same))
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import fgrad
 import fgrad.numpy as fnp
-from fgrad import tree
+from fgrad import random, tree
+from fgrad_nn.data import DataLoader, FashionMNIST, ToFloat
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 STEPS = 200
@@ -124,3 +125,33 @@ def test_200_steps_as_in_pytorch(example, torch, rng, name, build, optimizer, si
     assert difference[:10].max() <= 1e-4
     # Rounding grows from step to step, the more the longer a network trains.
     assert difference[-20:].mean() <= 2e-2
+
+
+@pytest.mark.slow
+def test_fashion_mnist_to_pytorchs_accuracy(example, torch, data_dir):
+    """Five epochs of the quick start from the same weights, in the same order: the same share of the test images."""
+    script = example("fashion_mnist")
+    nn = torch.nn
+    torch.manual_seed(0)
+    linears = nn.Linear(784, 512), nn.Linear(512, 512), nn.Linear(512, 10)
+    theirs = nn.Sequential(nn.Flatten(), linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
+    params = params_of(theirs)
+    opt_state = script.optimizer.init(params)
+    update = torch.optim.SGD(theirs.parameters(), 1e-3)
+    train = DataLoader(FashionMNIST(data_dir), 64, shuffle=True, key=random.key(0), transform=ToFloat())
+    for _ in range(5):
+        for x, y in train:
+            params, opt_state, _ = script.step(params, opt_state, x, y)
+            update.zero_grad()
+            there = [torch.from_numpy(np.array(part)) for part in (x, y)]
+            nn.functional.cross_entropy(theirs(there[0]), there[1]).backward()
+            update.step()
+    test = FashionMNIST(data_dir, train=False)
+    ((x, y),) = DataLoader(test, len(test), transform=ToFloat())
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(np.array(x))).argmax(1).numpy()
+    accuracies = [
+        100 * (guess == test.labels).mean() for guess in (np.asarray(script.predict(params, x)), expected)
+    ]
+    assert abs(accuracies[0] - accuracies[1]) <= 1.5, accuracies
+    assert accuracies[0] >= 60

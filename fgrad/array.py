@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.errors import FgradTypeError, FgradValueError, message
+from fgrad.errors import FgradError, FgradTypeError, FgradValueError, message
 from fgrad.ir import Type
 
 
@@ -74,7 +74,6 @@ class Array:
 
     if TYPE_CHECKING:  # what `fgrad.numpy.methods` installs
 
-        def __getattr__(self, name: str) -> Any: ...
         def __getitem__(self, index: Any) -> Array: ...
         def __iter__(self) -> Iterator[Array]: ...
         def __add__(self, other: Any) -> Array: ...
@@ -105,13 +104,40 @@ class Array:
         def __eq__(self, other: Any) -> Array: ...  # type: ignore[override]
         def __ne__(self, other: Any) -> Array: ...  # type: ignore[override]
 
-    def _in_place(self, *_: Any) -> Any:
-        raise NotImplementedError
+    def __getattr__(self, name: str) -> Any:
+        hint = _ELSEWHERE.get(name, "")
+        if name.endswith("_") and not name.startswith("_") and not hint:
+            hint = "arrays are immutable: use the operation that returns a new one, or x = x.at[index].set(value)"
+        text = f"'{type(self).__name__}' object has no attribute '{name}'"
+        raise AttributeError(message(f"Array.{name}", text, hint) if hint else text, name=name, obj=self)
 
     def __hash__(self) -> int:
         raise FgradTypeError(
             message("hash", "arrays are not hashable", "use id(x), or np.asarray(x).tobytes() as a key")
         )
+
+
+# What users of PyTorch type, and what it is called here.
+_ELSEWHERE = {
+    "backward": "gradients come from functions: fgrad.grad(loss)(params)",
+    "grad": "gradients come from functions: fgrad.grad(loss)(params)",
+    "requires_grad": "grad differentiates its arguments (argnums says which); arrays carry no flag",
+    "requires_grad_": "grad differentiates its arguments (argnums says which); arrays carry no flag",
+    "detach": "fgrad.stop_gradient(x)",
+    "numpy": "np.asarray(x)",
+    "unsqueeze": "fgrad.numpy.expand_dims(x, axis), or x[:, None]",
+    "permute": "x.transpose(axes)",
+    "expand": "fgrad.numpy.broadcast_to(x, shape)",
+    "repeat": "fgrad.numpy.tile or fgrad.numpy.repeat",
+    "float": "x.astype('float32')",
+    "long": "x.astype('int64')",
+    "type_as": "x.astype(y.dtype)",
+    "to": "x.astype(dtype); there are no devices to move to",
+    "cpu": "np.asarray(x)",
+    "cuda": "there are no devices to move to",
+    "sort": "fgrad.numpy.sort(x), which returns a new array",
+    "fill": "fgrad.numpy.full_like(x, value): arrays are immutable",
+}
 
 
 class ConcreteArray(Array):
@@ -177,22 +203,33 @@ class ConcreteArray(Array):
 
     def item(self, *index: int) -> Any:
         """The only element (or the one at `index`) as a Python scalar."""
+        if not index and self.size != 1:
+            raise _not_one_element("item", self, "use x.tolist(), or x.item(i)")
         return self.data.item(*index)
 
     def tolist(self) -> Any:
         return self.data.tolist()
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise _not_one_element("bool", self, "use x.any() or x.all()")
         return bool(self.data)
 
     def __float__(self) -> float:
-        return float(self.data)
+        return float(self._single("float"))
 
     def __int__(self) -> int:
-        return int(self.data)
+        return int(self._single("int"))
 
     def __complex__(self) -> complex:
-        return complex(self.data)
+        return complex(self._single("complex"))
+
+    def _single(self, call: str) -> np.ndarray:
+        if self.size != 1:
+            raise _not_one_element(
+                call, self, "reduce it first (x.sum()), pick one element (x[0]), or use x.tolist()"
+            )
+        return self.data.reshape(())
 
     def __index__(self) -> int:
         return self.data.__index__()
@@ -220,6 +257,11 @@ class ConcreteArray(Array):
     def block_until_ready(self) -> ConcreteArray:
         """Return at once: CPU computation is synchronous. For code written for asynchronous devices."""
         return self
+
+
+def _not_one_element(call: str, x: Array, fix: str) -> FgradError:
+    cls = FgradValueError if call in ("item", "bool") else FgradTypeError
+    return cls(message(call, f"{x.type} has {x.size} elements, one is needed", fix))
 
 
 _SCALARS = frozenset({int, float, bool, complex})

@@ -44,6 +44,7 @@ class _Recorded:
                         message(
                             call,
                             f"has_aux=True needs the function to return (value, aux), got {describe(out)}",
+                            "return (value, aux), or leave has_aux out",
                         )
                     )
                 out, aux = out
@@ -124,7 +125,11 @@ def vjp(f: F, *primals: Any, has_aux: bool = False) -> Any:
         leaves, structure = tree.flatten(cotangents)
         if structure != rec.out_tree:
             raise FgradTypeError(
-                message("pullback", f"cotangents have structure {structure}, the output has {rec.out_tree}")
+                message(
+                    "pullback",
+                    f"cotangents have structure {tree.text(structure)}, the output has {tree.text(rec.out_tree)}",
+                    "give one cotangent for each output",
+                )
             )
         cts = []
         for i, (c, o) in enumerate(zip(leaves, rec.outputs, strict=True)):
@@ -242,7 +247,11 @@ def linearize(f: F, *primals: Any) -> tuple[Any, F]:
         leaves, structure = tree.flatten(tuple(tangents))
         if structure != rec.in_tree:
             raise FgradTypeError(
-                message("jvp", f"tangents have structure {structure}, the primals have {rec.in_tree}")
+                message(
+                    "jvp",
+                    f"tangents have structure {tree.text(structure)}, the primals have {tree.text(rec.in_tree)}",
+                    "give the tangents the structure of the primals",
+                )
             )
         return tree.unflatten(rec.out_tree, push([as_array(x, "jvp") for x in leaves]))
 
@@ -278,13 +287,30 @@ def _pushforward(rec: _Recorded) -> Callable[[Sequence[Array]], list[Array]]:
 
 def jvp(f: F, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
     """`(f(*primals), tangent of the output)` along `tangents`, which has the structure of `primals`."""
+    if not (isinstance(primals, (tuple, list)) and isinstance(tangents, (tuple, list))):
+        got = f"primals {describe(primals)} and tangents {describe(tangents)}"
+        raise FgradTypeError(
+            message(
+                "jvp", f"expected two tuples, one entry an argument, got {got}", "write jvp(f, (x,), (t,))"
+            )
+        )
     if len(primals) != len(tangents):
-        raise FgradTypeError(message("jvp", f"{len(primals)} primals and {len(tangents)} tangents"))
+        raise FgradTypeError(
+            message(
+                "jvp",
+                f"{len(primals)} primals and {len(tangents)} tangents",
+                "give one tangent for each primal",
+            )
+        )
     rec = _Recorded(f, tuple(primals), {}, "jvp", has_aux)
     leaves, structure = tree.flatten(tuple(tangents))
     if structure != rec.in_tree:
         raise FgradTypeError(
-            message("jvp", f"tangents have structure {structure}, the primals have {rec.in_tree}")
+            message(
+                "jvp",
+                f"tangents have structure {tree.text(structure)}, the primals have {tree.text(rec.in_tree)}",
+                "give the tangents the structure of the primals",
+            )
         )
     given = [
         as_array(t, "jvp", x.dtype if isinstance(t, (int, float)) else None)

@@ -13,6 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fgrad.errors import FgradTypeError, message
+
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float16, float32, float64 = np.dtype("float16"), np.dtype("float32"), np.dtype("float64")
 int8, int16, int32, int64 = (np.dtype(f"int{b}") for b in (8, 16, 32, 64))
@@ -54,11 +56,13 @@ def canonical(dtype: Any) -> np.dtype:
         return complex64
     if isinstance(dtype, str) and dtype == "bfloat16":
         return bfloat16
-    result = np.dtype(dtype)
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = None
     if result not in ALL:
-        raise TypeError(
-            f"dtype {result} is not supported; use bool, (u)int8-64, float16, bfloat16, float32, float64 or complex64/128"
-        )
+        names = "bool, (u)int8-64, float16, bfloat16, float32, float64, complex64 or complex128"
+        raise FgradTypeError(message("dtype", f"{dtype!r} is not a supported dtype", f"use {names}"))
     return result
 
 

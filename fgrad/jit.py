@@ -415,7 +415,13 @@ def jit(
 
     def wrap(function: F) -> Jitted:
         if not callable(function):
-            raise FgradTypeError(message("jit", f"expected a function, got {describe(function)}"))
+            raise FgradTypeError(
+                message(
+                    "jit",
+                    f"expected a function, got {describe(function)}",
+                    "write jit(f), then call it: jit(f)(x)",
+                )
+            )
         return Jitted(function, as_tuple(static_argnums), as_tuple(static_argnames), as_tuple(donate))
 
     return wrap if f is None else wrap(f)

@@ -220,7 +220,9 @@ _REMEDY = {
     "bool(tracer)": "use fgrad.numpy.where, fgrad.cond or fgrad.while_loop; or mark the argument static (static_argnums); "
     "or leave out jit, where Python's if and while work",
     "int(tracer)": "mark the argument static (static_argnums), or keep it an array",
-    "index(tracer)": "shapes and Python indices must be static: mark the argument static, or use fgrad.dynamic_slice / x[array] indexing",
+    "index(tracer)": "shapes and Python indices must be static: mark the argument static, or use fgrad.lax.dynamic_slice / x[array] indexing",
+    "tracer.item()": "return it from the function to read it; where a Python number is needed (a length, a shape), "
+    "mark the argument static (static_argnums)",
     "float(tracer)": "keep it an array: fgrad.numpy functions accept it; return it from the function to read it",
     "np.asarray(tracer)": "call the fgrad.numpy function of the same name instead of the NumPy one",
 }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,11 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
 
 def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
     return optree.tree_unflatten(structure, leaves)
+
+
+def text(structure: Structure) -> str:
+    """`{'a': *, 'b': (*, *)}`: a structure as errors show it."""
+    return re.sub(r"^PyTreeSpec\((.*?)(, NoneIsLeaf)?(, namespace='\w*')?\)$", r"\1", str(structure))
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -47,7 +47,11 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
         spec = tuple(in_axes) if isinstance(in_axes, list) else in_axes
         if isinstance(spec, tuple) and len(spec) != len(args):
             raise FgradValueError(
-                message("vmap", f"in_axes has {len(spec)} entries for {len(args)} positional arguments")
+                message(
+                    "vmap",
+                    f"in_axes has {len(spec)} entries for {len(args)} positional arguments",
+                    "give one entry an argument, None where it is not mapped",
+                )
             )
         leaves, in_tree = tree.flatten((args, kwargs))
         n_args = len(tree.leaves(args))
@@ -75,6 +79,7 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
                     message(
                         "vmap",
                         f"mapped axes differ in length: {size} and {x.shape[axis]} ({x.type}, axis {axis})",
+                        "map over axes of one length (in_axes chooses), or use None for what is not mapped",
                     )
                 )
             size = x.shape[axis]

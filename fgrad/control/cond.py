@@ -156,7 +156,7 @@ def switch(index: Any, branches: Sequence[F], *operands: Any) -> Any:
     for n, (g, _, out_tree) in enumerate(made):
         if out_tree != first_tree or g.out_types != first:
             what = [
-                f"({', '.join(map(str, t))}) as {s}"
+                f"({', '.join(map(str, t))}) as {tree.text(s)}"
                 for t, s in ((first, first_tree), (g.out_types, out_tree))
             ]
             raise FgradTypeError(

@@ -213,6 +213,7 @@ def while_loop(cond_fun: F, body_fun: F, init: Any) -> Any:
             message(
                 "while_loop",
                 f"cond_fun must return one boolean scalar, it returned {', '.join(map(str, cond.out_types))}",
+                "return a comparison of scalars, or reduce it with .any() or .all()",
             )
         )
     body, bc, body_tree = trace_to_graph(body_fun, in_tree, arrays, "while_loop")

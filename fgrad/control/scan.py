@@ -335,6 +335,7 @@ def scan(
             message(
                 "scan",
                 f"scanned arrays must share one leading axis length{f' equal to length={length}' if length is not None else ''}, got {got or 'no xs and no length'}",
+                "scan over arrays of one length; pass what stays the same by closure or in the carry",
             )
         )
     n = int(lengths.pop())  # type: ignore[arg-type]
@@ -382,7 +383,8 @@ def check_carry(
         raise FgradTypeError(
             message(
                 call,
-                f"the body returns a carry of structure {after_tree}, the initial carry has {before_tree}",
+                f"the body returns a carry of structure {tree.text(after_tree)}, the initial carry has {tree.text(before_tree)}",
+                "return the carry with the structure that it came with",
             )
         )
     for i, (a, b) in enumerate(zip(before, after, strict=True)):

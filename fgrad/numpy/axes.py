@@ -74,10 +74,7 @@ def dtype_of(dtype: Any, default: Any = None) -> Any:
     """A `dtype=` argument, or `default`; `float` and `int` mean fgrad's defaults (float32, int64)."""
     if dtype is None:
         return default
-    try:
-        return dtypes.canonical(dtype)
-    except TypeError as e:
-        raise FgradTypeError(message("dtype", str(e))) from None
+    return dtypes.canonical(dtype)
 
 
 def broadcast_shapes(*shapes: Shape, call: str = "broadcast_shapes") -> tuple[int, ...]:

@@ -17,23 +17,25 @@ from fgrad import tree
 
 def command_line(doc: str, *, epochs: int, name: str) -> argparse.ArgumentParser:
     """The options that every example has. `doc` begins with one line on what it does; `name` names its weights."""
-    parser = argparse.ArgumentParser(
-        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    option = parser.add_argument
+    option(
+        "--epochs", type=positive, default=epochs, help="passes over the training set (default: %(default)s)"
     )
-    save = pathlib.Path("runs", f"{name}.safetensors")
-    parser.add_argument("--epochs", type=positive, default=epochs, help="passes over the training set")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal runs")
-    parser.add_argument("--device", type=cpu, default="cpu", help="where to compute; so far only the cpu")
-    parser.add_argument(
+    option("--seed", type=int, default=0, help="equal seeds give equal runs (default: %(default)s)")
+    option("--device", type=cpu, default="cpu", help="where to compute: so far the cpu (the default)")
+    option(
         "--data-dir",
-        default=argparse.SUPPRESS,
-        help="where the data are, or are downloaded to (default: $FGRAD_DATA_DIR, else ~/.cache/fgrad)",
+        help="where data are, or are downloaded to (default: $FGRAD_DATA_DIR, else ~/.cache/fgrad)",
     )
-    parser.add_argument(
-        "--save", type=pathlib.Path, default=save, metavar="FILE", help="where the weights go"
+    option(
+        "--save",
+        type=pathlib.Path,
+        default=pathlib.Path("runs", f"{name}.safetensors"),
+        metavar="FILE",
+        help="where the trained weights go (default: %(default)s)",
     )
-    parser.add_argument("--limit", type=positive, help="so many batches an epoch, for a quick try")
-    parser.set_defaults(data_dir=None)
+    option("--limit", type=positive, metavar="N", help="only N batches an epoch, for a quick try")
     return parser
 
 

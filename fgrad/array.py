@@ -140,6 +140,20 @@ _ELSEWHERE = {
 }
 
 
+_types: dict[tuple[tuple[int, ...], np.dtype], Type] = {}
+_MOST_TYPES = 10_000
+
+
+def type_of(shape: tuple[int, ...], dtype: np.dtype) -> Type:
+    """The one `Type` of concrete arrays of this shape and dtype, so that comparing types is mostly comparing identities."""
+    found = _types.get((shape, dtype))
+    if found is None:
+        if len(_types) >= _MOST_TYPES:
+            _types.clear()
+        found = _types[shape, dtype] = Type(shape, dtype)
+    return found
+
+
 class ConcreteArray(Array):
     """An array with a value: a C-contiguous or strided NumPy buffer that nobody writes to any more."""
 
@@ -147,7 +161,7 @@ class ConcreteArray(Array):
 
     def __init__(self, data: np.ndarray):
         self._data = data
-        self.type = Type(data.shape, data.dtype)
+        self.type = type_of(data.shape, data.dtype)
         self._ptr: int | None = None  # address of the elements, once known to be contiguous and aligned
         self._owned = (
             False  # made by a compiled program: nobody else holds the buffer, donation may overwrite it

@@ -18,7 +18,7 @@ import numpy as np
 import optree
 
 from fgrad import dtypes, tree
-from fgrad.array import Array, ConcreteArray, is_scalar
+from fgrad.array import Array, ConcreteArray, is_scalar, type_of
 from fgrad.control.call import call_like, trace_to_graph
 from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
@@ -78,7 +78,7 @@ class _Entry:
         self.captured = [np.ascontiguousarray(c.data) for c in captured]
         self.captured_pointers = [data_pointer(c) for c in self.captured]
         self.out_tree = out_tree
-        self.out_types = [Type(tuple(b.shape), b.dtype) for b in executable.program.outputs]
+        self.out_types = [type_of(tuple(b.shape), b.dtype) for b in executable.program.outputs]
         self.deleted = tuple(donated)
 
 
@@ -130,14 +130,13 @@ class Jitted:
         """Pointers to the leaves' elements if they have the types that `entry` was compiled for, and the arrays to keep alive."""
         pointers: list[int] = []
         arrays: list[np.ndarray] = []
+        add_pointer, add_array = pointers.append, arrays.append
         for leaf, kind in zip(leaves, entry.kinds):
             cls = type(leaf)
             if cls is ConcreteArray:
-                t = leaf.type
-                if t is not kind and t != kind:
+                if leaf.type is not kind and leaf.type != kind:
                     return None, arrays
-                pointer = leaf._ptr
-                data = leaf._data
+                pointer, data = leaf._ptr, leaf._data
                 if pointer is None:
                     data = leaf.data  # raises if donated
                     flags = data.flags
@@ -164,8 +163,8 @@ class Jitted:
                     return None, arrays
                 data = np.require(found.data, requirements=("C", "A"))  # type: ignore[attr-defined]
                 pointer = data_pointer(data)
-            pointers.append(pointer)
-            arrays.append(data)
+            add_pointer(pointer)
+            add_array(data)
         return pointers, arrays
 
     def _run(
@@ -173,13 +172,14 @@ class Jitted:
     ) -> Any:
         executable = entry.executable
         if entry.deleted:
+            twice = len(set(pointers)) != len(pointers)
             for i in entry.deleted:
                 leaf = leaves[i]
                 if (
                     type(leaf) is not ConcreteArray
                     or not leaf._owned
                     or _is_shared(leaf)
-                    or pointers.count(pointers[i]) > 1
+                    or (twice and pointers.count(pointers[i]) > 1)
                 ):
                     arrays[i] = np.array(arrays[i], order="C")
                     pointers[i] = data_pointer(arrays[i])
@@ -187,14 +187,18 @@ class Jitted:
                 leaf = leaves[i]
                 if type(leaf) is ConcreteArray:
                     leaf._delete()
-        results = executable.call_pointers(pointers + entry.captured_pointers, arrays)
-        outs = []
+        if entry.captured_pointers:
+            pointers = pointers + entry.captured_pointers
+        results = executable.call_pointers(pointers, arrays)
+        new, outs = ConcreteArray.__new__, []
         for data, t in zip(results, entry.out_types):
-            x = ConcreteArray.__new__(ConcreteArray)
-            x._data, x.type, x._owned = data, t, True
+            x = new(ConcreteArray)
+            x._data = data
+            x.type = t
+            x._owned = True
             x._ptr = data_pointer(data)
             outs.append(x)
-        return optree.tree_unflatten(entry.out_tree, outs)
+        return entry.out_tree.unflatten(outs)
 
     def _in_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if in_whole():
@@ -382,7 +386,8 @@ def _check_argument(x: Any, call: str) -> None:
 def _kind(x: Any, call: str) -> Any:
     """What an argument has to be for a program to fit: a Type, or the Python type of a bare scalar."""
     weak = is_scalar(x) and dtypes.of_scalar(x) != dtypes.uint64
-    return type(x) if weak else as_array(x, call).type
+    t = as_array(x, call).type
+    return type(x) if weak else type_of(t.shape, t.dtype)
 
 
 def _type_or_array(x: Any, call: str) -> Any:

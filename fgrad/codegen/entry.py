@@ -15,17 +15,18 @@ that holds a cut is run by the host, segment by segment. A program without cuts 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from fgrad.codegen import gemm
+from fgrad.codegen import gemm, team
 from fgrad.codegen.canonical import kernel_text
 from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
+from fgrad.codegen.parallel import MOST_PIECES, ContractPieces, Pieces, pieces_of, split_work, worth_threads
 from fgrad.codegen.planning import plan as plan_contraction
 from fgrad.codegen.program import (
     Buf,
@@ -45,12 +46,13 @@ _BYTE = np.dtype(np.uint8)
 
 
 def plan_contractions(program: Program, target: TargetInfo) -> None:
-    """Choose how each contraction is computed, and give it the workspace it needs. Before memory is planned."""
+    """Choose how each contraction is computed, what threads share, and the workspace needed. Before memory is planned."""
     for step in walk(program.body):
         if isinstance(step, ContractStep) and "plan" not in step.meta:
             chosen = step.meta["plan"] = plan_contraction(step.spec, target)
             if chosen.workspace_bytes and step.workspace is None:
                 step.workspace = Buf(f"work_{step.out.name}", (chosen.workspace_bytes,), _BYTE)
+    split_work(program, target)
 
 
 @dataclass(eq=False)
@@ -74,7 +76,7 @@ def emit_program(
     layout = Layout(program, items)
     module = new_module(symbol)
     shared = _Shared(module, layout, Places(program, layout), target)
-    functions = [shared.segment(s, f"segment.{s.index}") for s in segments]
+    functions = [shared.segment(s) for s in segments]
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64]), symbol)
     entry.attributes.add("nounwind")
     b = ir.IRBuilder(entry.append_basic_block("entry"))
@@ -84,11 +86,12 @@ def emit_program(
         case = entry.append_basic_block(f"case.{n}")
         chosen.add_case(I64(n), case)
         b.position_at_end(case)
-        b.call(fn, [entry.args[0]])
+        b.call(fn, [entry.args[0], POINTER(None)])
         b.branch(done)
     b.position_at_end(done)
     b.ret_void()
-    return Entry(str(module), symbol, shared.notes)
+    texts = [team.common_text(), *shared.texts] if shared.tasks else []
+    return Entry("\n".join([str(module), *texts]), symbol, shared.notes)
 
 
 class _Shared:
@@ -98,15 +101,22 @@ class _Shared:
         self.module, self.layout, self.places, self.target = module, layout, places, target
         self.kernels: dict[Any, ir.Function] = {}
         self.contractions: dict[str, ir.Function] = {}
+        self.tasks: dict[Any, ir.Function] = {}
+        self.texts: list[str] = []
         self.notes: dict[str, tuple[str, ...]] = {}
         self.names: set[str] = set()
 
-    def segment(self, segment: Segment, name: str) -> ir.Function:
-        fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [POINTER]), name)
+    def segment(self, segment: Segment) -> ir.Function:
+        """`void segment(ptr table, ptr team)`, or the function that enters it with a team of threads."""
+        name = f"segment.{segment.index}"
+        fn = ir.Function(self.module, team.SEGMENT, name)
         fn.linkage = "internal"
         fn.attributes.add("nounwind")
         _SegmentEmitter(self, fn).run(segment.steps)
-        return fn
+        if not worth_threads(segment.steps):
+            return fn
+        self.texts.append(team.segment_text(name, Layout.POOL, MOST_PIECES))
+        return team.enter(name)
 
     def unique(self, wanted: str) -> str:
         name, n = wanted, 1
@@ -116,26 +126,50 @@ class _Shared:
         self.names.add(name)
         return name
 
-    def kernel(self, step: KernelStep) -> tuple[ir.Function, Binding]:
+    def kernel(self, step: KernelStep, ranged: bool = False) -> tuple[ir.Function, Binding]:
+        """The kernel's function; `ranged` ones take a range of the outermost loop after their pointers."""
         binding = bind(step, self.places)
-        key = (kernel_text(step.kernel), binding)
+        key = (kernel_text(step.kernel), binding, ranged)
         fn = self.kernels.get(key)
         if fn is None:
             name = self.unique(f"kernel.{step.kernel.name}")
-            fn = self.kernels[key] = emit_kernel(self.module, step.kernel, name, binding, self.target)
+            fn = self.kernels[key] = emit_kernel(self.module, step.kernel, name, binding, self.target, ranged)
             self.notes[name] = step.kernel.notes
         return fn, binding
 
-    def contraction(self, step: ContractStep) -> ir.Function:
-        key = repr(step.spec)
+    def contraction(self, step: ContractStep, pieces: ContractPieces | None = None) -> ir.Function:
+        spec, plan = (pieces.spec, pieces.plan) if pieces else (step.spec, step.meta["plan"])
+        key = repr(spec)
         fn = self.contractions.get(key)
         if fn is None:
             name = self.unique(f"contract.{step.out.name}")
-            fn = gemm.emit(self.module, step.spec, step.meta["plan"], name)
+            fn = gemm.emit(self.module, spec, plan, name)
             fn.linkage = "internal"
             fn.attributes.add("noinline")
             self.contractions[key] = fn
-            self.notes[name] = (str(step.meta["plan"]),)
+            self.notes[name] = (str(plan),)
+        return fn
+
+    def task(
+        self, key: Any, callee: ir.Function, count: int, arguments: Callable[..., list[ir.Value]]
+    ) -> ir.Function:
+        """`void task(ptr frame, i64 piece, i64 worker)`: calls `callee` for a piece, with the `count` pointers in the frame."""
+        fn = self.tasks.get(key)
+        if fn is None:
+            fn = self.tasks[key] = ir.Function(self.module, team.TASK, self.unique(f"task.{callee.name}"))
+            fn.linkage = "internal"
+            fn.attributes.add("nounwind")
+            b = ir.IRBuilder(fn.append_basic_block("entry"))
+            frame, piece, worker = fn.args
+            pointers = [
+                b.load(b.gep(frame, [I64(n)], source_etype=POINTER), typ=POINTER) for n in range(count)
+            ]
+            args = arguments(b, pointers, piece, worker)
+            b.call(
+                callee,
+                [a if t == a.type else b.bitcast(a, t) for a, t in zip(args, callee.ftype.args, strict=True)],
+            )
+            b.ret_void()
         return fn
 
 
@@ -195,6 +229,10 @@ class _SegmentEmitter:
         if isinstance(step, KernelStep):
             self.run_kernel(step)
         elif isinstance(step, ContractStep):
+            pieces = pieces_of(step)
+            if isinstance(pieces, ContractPieces):
+                self.share_contraction(step, pieces)
+                return
             work = POINTER(None) if step.workspace is None else self.address(step.workspace)
             self.call(
                 self.shared.contraction(step), [*map(self.address, (step.out, step.lhs, step.rhs)), work]
@@ -216,12 +254,48 @@ class _SegmentEmitter:
         b.call(fn, typed)
 
     def run_kernel(self, step: KernelStep) -> None:
-        fn, binding = self.shared.kernel(step)
+        pieces = pieces_of(step)
+        fn, binding = self.shared.kernel(step, pieces is not None)
         args: dict[int, ir.Value] = {}
         for arg, slot in zip(step.args, binding.slots):
             if slot not in args:
                 args[slot] = self.address(arg)
-        self.call(fn, [args[n] for n in range(len(args))])
+        pointers = [args[n] for n in range(len(args))]
+        if isinstance(pieces, Pieces):
+            found = pieces
+
+            def arguments(
+                b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, _: ir.Value
+            ) -> list[ir.Value]:
+                return [*pointers, *_range(b, found, piece)]
+
+            self.share(self.shared.task(fn.name, fn, len(pointers), arguments), pointers, pieces.count)
+        else:
+            self.call(fn, pointers)
+
+    # -------------------------------------------------------------------------------------------- shared steps
+
+    def share(self, task: ir.Function, pointers: Sequence[ir.Value], count: int) -> None:
+        frame = self.loads.alloca(POINTER, len(pointers))
+        for n, pointer in enumerate(pointers):
+            if pointer.type != POINTER:
+                pointer = self.builder.bitcast(pointer, POINTER)
+            self.builder.store(pointer, self.builder.gep(frame, [I64(n)], source_etype=POINTER))
+        self.builder.call(team.run, [self.fn.args[1], task, frame, I64(count)])
+
+    def share_contraction(self, step: ContractStep, pieces: ContractPieces) -> None:
+        fn = self.shared.contraction(step, pieces)
+        bufs = [step.out, step.lhs, step.rhs, *([step.workspace] if step.workspace else [])]
+
+        def arguments(
+            b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, worker: ir.Value
+        ) -> list[ir.Value]:
+            moves = [b.mul(piece, I64(m)) for m in pieces.moves] + [b.mul(worker, I64(pieces.workspace))]
+            moved = [b.gep(p, [m], source_etype=I8) for p, m in zip(pointers, moves)]
+            return moved if step.workspace else [*moved, POINTER(None)]
+
+        key = fn.name, pieces.moves, pieces.workspace
+        self.share(self.shared.task(key, fn, len(bufs), arguments), [*map(self.address, bufs)], pieces.count)
 
     def copy(self, step: CopyStep) -> None:
         if step.dst.nbytes != step.src.nbytes:
@@ -237,7 +311,20 @@ class _SegmentEmitter:
             fn = ir.Function(
                 self.shared.module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, I64, I1]), name
             )
-        self.builder.call(fn, [self.address(step.dst), self.address(step.src), I64(step.dst.nbytes), I1(0)])
+        pieces = pieces_of(step)
+        both = [self.address(step.dst), self.address(step.src)]
+        if not isinstance(pieces, Pieces) or dst.overlaps(src):
+            self.builder.call(fn, [*both, I64(step.dst.nbytes), I1(0)])
+            return
+        found = pieces
+
+        def arguments(
+            b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, _: ir.Value
+        ) -> list[ir.Value]:
+            start, stop = _range(b, found, piece)
+            return [*(b.gep(p, [start], source_etype=I8) for p in pointers), b.sub(stop, start), I1(0)]
+
+        self.share(self.shared.task(("copy", pieces), fn, 2, arguments), both, pieces.count)
 
     def run_switch(self, step: SwitchStep) -> None:
         b = self.builder
@@ -284,3 +371,11 @@ class _SegmentEmitter:
         index.add_incoming(following, b.block)
         b.cbranch(b.icmp_unsigned("==", following, I64(step.length)), after, body)
         b.position_at_end(after)
+
+
+def _range(b: ir.IRBuilder, pieces: Pieces, piece: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Where a piece of a loop starts and stops."""
+    start = b.mul(piece, I64(pieces.chunk))
+    stop = b.add(start, I64(pieces.chunk))
+    last = b.icmp_unsigned("<", I64(pieces.extent), stop)
+    return start, b.select(last, I64(pieces.extent), stop)

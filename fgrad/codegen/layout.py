@@ -87,7 +87,7 @@ def host_loops(items: Sequence[Item]) -> Iterator[ForStep]:
 class Layout:
     """Which table slot holds which pointer."""
 
-    STATUS, ARENA, FIRST = 0, 1, 2
+    STATUS, ARENA, POOL, FIRST = 0, 1, 2, 3
 
     def __init__(self, program: Program, items: Sequence[Item]):
         constants: dict[Buf, None] = {}

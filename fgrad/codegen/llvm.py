@@ -89,18 +89,31 @@ def emit_kernel(
     name: str,
     binding: Binding | None = None,
     target: TargetInfo | None = None,
+    ranged: bool = False,
 ) -> ir.Function:
-    """Add `void name(pointers...)`, one pointer for each parameter of `binding` (default: one for each buffer)."""
+    """Add `void name(pointers...)`, one pointer for each parameter of `binding` (default: one for each buffer).
+
+    A `ranged` kernel, whose body is one loop, takes two integers more: the iterations `start <= i < stop` (at least one) to run.
+    """
     return _KernelEmitter(
-        module, kernel, name, binding or Binding.distinct(kernel.buffers), target or host()
+        module, kernel, name, binding or Binding.distinct(kernel.buffers), target or host(), ranged
     ).run()
 
 
 class _KernelEmitter:
-    def __init__(self, module: ir.Module, kernel: Kernel, name: str, binding: Binding, target: TargetInfo):
+    def __init__(
+        self,
+        module: ir.Module,
+        kernel: Kernel,
+        name: str,
+        binding: Binding,
+        target: TargetInfo,
+        ranged: bool = False,
+    ):
         self.module, self.kernel, self.binding, self.target = module, kernel, binding, target
-        parameters = max(binding.slots, default=-1) + 1
-        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * parameters), name)
+        parameters = [POINTER] * (max(binding.slots, default=-1) + 1) + [I64, I64] * ranged
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), parameters), name)
+        self.range = (kernel.body[0], *self.function.args[-2:]) if ranged else None
         self.pointers = {b: self.function.args[s] for b, s in zip(kernel.buffers, binding.slots, strict=True)}
         written = {s for b, s in zip(kernel.buffers, binding.slots) if b.role != "in"}
         self.shared_reads = {
@@ -127,7 +140,7 @@ class _KernelEmitter:
         for buffer, slot in zip(self.kernel.buffers, binding.slots):
             names.setdefault(slot, buffer.name)
             sizes[slot] = max(sizes.get(slot, 0), buffer.size * buffer.dtype.itemsize)
-        for slot, arg in enumerate(fn.args):
+        for slot, arg in enumerate(fn.args[: len(sizes)]):
             arg.name = names[slot]
             arg.add_attribute("nonnull")
             if binding.noalias[slot]:
@@ -191,15 +204,16 @@ class _KernelEmitter:
         before, head = b.block, b.append_basic_block(f"{name}.body")
         b.branch(head)
         b.position_at_end(head)
+        start, stop = self.range[1:] if self.range and self.range[0] is stmt else (I64(0), I64(extent))
         index = b.phi(I64, name=name)
-        index.add_incoming(I64(0), before)
+        index.add_incoming(start, before)
         self.scopes.append({id(stmt.var): index})
         self.block(stmt.body)
         self.scopes.pop()
         following = b.add(index, I64(1), name=f"{name}.next", flags=("nuw", "nsw"))
         index.add_incoming(following, b.block)
         done = b.append_basic_block(f"{name}.done")
-        branch = b.cbranch(b.icmp_unsigned("==", following, I64(extent)), done, head)
+        branch = b.cbranch(b.icmp_unsigned("==", following, stop), done, head)
         self.annotate(branch, stmt)
         b.position_at_end(done)
 
@@ -208,7 +222,10 @@ class _KernelEmitter:
         hints: list[list[Any]] = []
         # Where the largest element is (argmax) LLVM cannot vectorise, and would say so to the user when asked to.
         assigns = any(isinstance(s, Update) and s.op == "set" for s in stmt.body)
-        if stmt.kind == "vector" and stmt.var.extent >= 4 and not assigns:
+        # Nor can it tell two stores to one buffer apart where the outermost loop has no constant bounds.
+        written = [s.buffer for s in stmt.body if isinstance(s, Store)]
+        unclear = self.range is not None and len(set(written)) < len(written)
+        if stmt.kind == "vector" and stmt.var.extent >= 4 and not (assigns or unclear):
             hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
             lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
             reduces = any(isinstance(s, Update) for s in stmt.body)

@@ -104,7 +104,8 @@ class Stmt:
 @dataclass(eq=False)
 class Loop(Stmt):
     """kind: "seq", "parallel" (iterations independent; only outermost), "vector" (innermost, iterations independent or
-    reductions into accumulators: the printer asks for vectorisation), "unroll"."""
+    reductions into accumulators: the printer asks for vectorisation), "unroll", "blocks" (a vector loop cut into blocks:
+    iterations are independent but for accumulators that each adds its own sum to)"""
 
     var: LoopVar
     body: list[Stmt]

@@ -191,7 +191,8 @@ def block_sums(b: Builder, body: list[Stmt], times: int = 1) -> list[Stmt]:
             start = b.add(b.scale(block, SUM_BLOCK), inner) if not offset else b.add(inner, offset)
             loop = Loop(inner, replace_vars(b, s.body, {s.var: start}), s.kind)
             part = _with_own_accumulators(loop, sums)
-            result.extend([Loop(block, part, "seq")] if not offset else part)
+            kind = "blocks" if s.kind == "vector" else "seq"
+            result.extend([Loop(block, part, kind)] if not offset else part)
     return result
 
 

@@ -23,11 +23,12 @@ import numpy as np
 from fgrad.codegen.canonical import program_text
 from fgrad.codegen.entry import Entry, emit_program, plan_contractions
 from fgrad.codegen.layout import HostControl, Item, Layout, Places, Segment, cut
+from fgrad.codegen.parallel import worth_threads
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
 from fgrad.codegen.target import host
 from fgrad.errors import FgradIndexError, FgradValueError, message
 from fgrad.passes.memory import peak_memory, plan_memory
-from fgrad.runtime import cache
+from fgrad.runtime import cache, threads
 from fgrad.runtime.native import NativeCode, compile_module, load_object
 
 _ALIGN = 64
@@ -145,6 +146,7 @@ class _Workspace:
         self.arena, offset = _aligned(program.arena_bytes)
         self.table[Layout.STATUS] = ctypes.addressof(self.status)
         self.table[Layout.ARENA] = data_pointer(self.arena) + offset
+        self.table[Layout.POOL] = threads.pool() if executable.shares_work else 0
         for n, value in enumerate(executable.constants):
             self.table[Layout.FIRST + n] = data_pointer(value)
         self.outputs = [
@@ -165,6 +167,7 @@ class Executable:
     def __init__(self, program: Program, native: NativeCode):
         self.program, self.native = program, native
         self.items, segments = cut(program)
+        self.shares_work = any(worth_threads(s.steps) for s in segments)
         self.layout = Layout(program, self.items)
         self.places = Places(program, self.layout)
         self.constants = [np.ascontiguousarray(b.value, dtype=b.dtype) for b in self.layout.constants]

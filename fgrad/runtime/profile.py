@@ -90,7 +90,9 @@ def _row(step: Step, seconds: float) -> StepTime:
     if isinstance(step, KernelStep):
         return StepTime(f"kernel {step.kernel.name}  {results}", seconds, step, step.kernel.notes)
     if isinstance(step, ContractStep):
-        return StepTime(f"contract {step.out.name}  {step.meta['plan']}", seconds, step)
+        return StepTime(
+            f"contract {step.out.name}  {step.meta.get('pieces') or step.meta['plan']}", seconds, step
+        )
     if isinstance(step, HostStep):
         return StepTime(f"host {step.prim.name}  {results}", seconds, step)
     return StepTime(f"{type(step).__name__.removesuffix('Step').lower()}  {results}", seconds, step)

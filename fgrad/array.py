@@ -104,40 +104,53 @@ class Array:
         def __eq__(self, other: Any) -> Array: ...  # type: ignore[override]
         def __ne__(self, other: Any) -> Array: ...  # type: ignore[override]
 
-    def __getattr__(self, name: str) -> Any:
-        hint = _ELSEWHERE.get(name, "")
-        if name.endswith("_") and not name.startswith("_") and not hint:
-            hint = "arrays are immutable: use the operation that returns a new one, or x = x.at[index].set(value)"
-        text = f"'{type(self).__name__}' object has no attribute '{name}'"
-        raise AttributeError(message(f"Array.{name}", text, hint) if hint else text, name=name, obj=self)
-
     def __hash__(self) -> int:
         raise FgradTypeError(
             message("hash", "arrays are not hashable", "use id(x), or np.asarray(x).tobytes() as a key")
         )
 
 
+class _Elsewhere:
+    """An attribute that arrays do not have, and what to write instead. (Not `__getattr__`: NumPy asks arrays for protocols
+    that they lack at each conversion, which would become five times slower.)"""
+
+    def __init__(self, fix: str):
+        self.fix = fix
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, x: Any, owner: type) -> Any:
+        text = f"arrays have no attribute '{self.name}'"
+        raise AttributeError(message(f"Array.{self.name}", text, self.fix), name=self.name, obj=x)
+
+
 # What users of PyTorch type, and what it is called here.
+_FROM_FUNCTIONS = "gradients come from functions: fgrad.grad(loss)(params)"
+_NO_FLAG = "grad differentiates its arguments (argnums says which); arrays carry no flag"
+_NO_DEVICES = "there are no devices to move to"
+_IMMUTABLE = "arrays are immutable: use the operation that returns a new one, or x = x.at[index].set(value)"
 _ELSEWHERE = {
-    "backward": "gradients come from functions: fgrad.grad(loss)(params)",
-    "grad": "gradients come from functions: fgrad.grad(loss)(params)",
-    "requires_grad": "grad differentiates its arguments (argnums says which); arrays carry no flag",
-    "requires_grad_": "grad differentiates its arguments (argnums says which); arrays carry no flag",
+    "backward": _FROM_FUNCTIONS,
+    "grad": _FROM_FUNCTIONS,
+    "requires_grad": _NO_FLAG,
+    "requires_grad_": _NO_FLAG,
     "detach": "fgrad.stop_gradient(x)",
     "numpy": "np.asarray(x)",
     "unsqueeze": "fgrad.numpy.expand_dims(x, axis), or x[:, None]",
     "permute": "x.transpose(axes)",
     "expand": "fgrad.numpy.broadcast_to(x, shape)",
-    "repeat": "fgrad.numpy.tile or fgrad.numpy.repeat",
     "float": "x.astype('float32')",
     "long": "x.astype('int64')",
-    "type_as": "x.astype(y.dtype)",
-    "to": "x.astype(dtype); there are no devices to move to",
+    "to": f"x.astype(dtype); {_NO_DEVICES}",
     "cpu": "np.asarray(x)",
-    "cuda": "there are no devices to move to",
-    "sort": "fgrad.numpy.sort(x), which returns a new array",
-    "fill": "fgrad.numpy.full_like(x, value): arrays are immutable",
+    "cuda": _NO_DEVICES,
+    **dict.fromkeys(("add_", "sub_", "mul_", "div_", "zero_", "fill_", "copy_", "clamp_"), _IMMUTABLE),
 }
+for _name, _fix in _ELSEWHERE.items():
+    _attribute = _Elsewhere(_fix)
+    _attribute.__set_name__(Array, _name)
+    setattr(Array, _name, _attribute)
 
 
 _types: dict[tuple[tuple[int, ...], np.dtype], Type] = {}

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,10 @@ class Jitted:
         update_wrapper(self, f, updated=())  # not its __dict__: it may be a Jitted too
 
     # -------------------------------------------------------------------------------------------- calling
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        """As a method: the object is the first argument."""
+        return self if obj is None else MethodType(self, obj)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_stack():

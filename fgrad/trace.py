@@ -122,7 +122,9 @@ class Tracer(Array):
         remedy = _REMEDY.get(
             what, "compute with fgrad.numpy inside the function, or move this line out of it"
         )
-        if what == "bool(tracer)" and self.owner.what == "vmap":
+        if what == "bool(tracer)" and self.owner.whole:
+            remedy += "; or mark the argument static (static_argnums); or leave out jit, where Python's if and while work"
+        elif what == "bool(tracer)" and self.owner.what == "vmap":
             remedy = "the examples of a batch may decide differently: use fgrad.numpy.where, fgrad.cond or fgrad.while_loop"
         raise TracerError(
             message(
@@ -217,8 +219,7 @@ _UFUNC_OPERATORS: dict[str, Callable[..., Any]] = {
 }
 
 _REMEDY = {
-    "bool(tracer)": "use fgrad.numpy.where, fgrad.cond or fgrad.while_loop; or mark the argument static (static_argnums); "
-    "or leave out jit, where Python's if and while work",
+    "bool(tracer)": "use fgrad.numpy.where, fgrad.cond or fgrad.while_loop",
     "int(tracer)": "mark the argument static (static_argnums), or keep it an array",
     "index(tracer)": "shapes and Python indices must be static: mark the argument static, or use fgrad.lax.dynamic_slice / x[array] indexing",
     "tracer.item()": "return it from the function to read it; where a Python number is needed (a length, a shape), "

@@ -1,6 +1,7 @@
 """`jit`: the cache, static arguments, donation, every kind of input, threads, and composition with the transforms."""
 
 import collections
+import functools
 import threading
 
 import ml_dtypes
@@ -158,6 +159,30 @@ def test_methods_can_be_jitted():
     model = Model()
     np.testing.assert_allclose(fgrad.jit(model.__call__)(X), 3 * X)
     np.testing.assert_allclose(fgrad.jit(model)(X), 3 * X)
+
+
+def test_jit_as_a_method():
+    class Scale:
+        factor = 3.0
+
+        @functools.partial(fgrad.jit, static_argnums=0)
+        def by_self(self, x):
+            return self.factor * x
+
+    np.testing.assert_allclose(Scale().by_self(X), 3 * X)
+
+    class Pair:
+        def __init__(self, a):
+            self.a = a
+
+        @fgrad.jit
+        def scaled(self, x):
+            return self.a * x
+
+    with pytest.raises(fgrad.FgradTypeError, match="mark it static"):
+        Pair(X).scaled(X)
+    fgrad.tree.register(Pair, lambda p: ((p.a,), None), lambda _, c: Pair(*c))
+    np.testing.assert_allclose(Pair(X).scaled(X), X * X)
 
 
 def test_decorator_forms_and_metadata():

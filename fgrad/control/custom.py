@@ -7,8 +7,10 @@ f.defvjp(fwd, bwd)      # fwd(x) -> (out, residuals);  bwd(residuals, cotangent)
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,21 @@ def _no_outside(name: str, tangents: Sequence[Array | None]) -> None:
                 "pass that value as an argument",
             )
         )
+
+
+def positional(f: F, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments in the order of the signature: rules take them by position."""
+    bound = inspect.signature(f).bind(*args, **kwargs)
+    if bound.kwargs:
+        call, names = getattr(f, "__name__", "function"), ", ".join(bound.kwargs)
+        raise FgradTypeError(
+            message(
+                call,
+                f"keyword-only arguments ({names}) of a function with a derivative of its own",
+                "make them positional",
+            )
+        )
+    return bound.args
 
 
 # ------------------------------------------------------------------------------------------------ custom_jvp
@@ -111,7 +128,11 @@ class custom_jvp:
         self.rule = rule
         return rule
 
-    def __call__(self, *args: Any) -> Any:
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        return self if obj is None else MethodType(self, obj)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args = positional(self.f, args, kwargs) if kwargs else args
         if self.rule is None:
             raise FgradValueError(
                 message(
@@ -286,7 +307,11 @@ class custom_vjp:
     def defvjp(self, fwd: F, bwd: F) -> None:
         self.fwd, self.bwd = fwd, bwd
 
-    def __call__(self, *args: Any) -> Any:
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        return self if obj is None else MethodType(self, obj)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args = positional(self.f, args, kwargs) if kwargs else args
         if self.fwd is None or self.bwd is None:
             raise FgradValueError(
                 message(

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes, tree
-from fgrad.array import Array, is_scalar
+from fgrad.array import Array
 from fgrad.control.call import derived, tangent_graph, trace_to_graph
-from fgrad.control.scan import check_carry, fixed_point, scan
+from fgrad.control.scan import check_carry, fixed_point, scan, settle_carry
 from fgrad.convert import as_array
-from fgrad.errors import FgradTypeError, message
+from fgrad.errors import FgradTypeError, describe, message
 from fgrad.ir import Graph, Primitive, Type, Var, register
 from fgrad.ops.builders import full, full_like
 from fgrad.ops.elementwise import add, convert, lt, select
 from fgrad.ops.reduce import reduce_or
 from fgrad.ops.structure import broadcast
 from fgrad.reference import run_numpy
-from fgrad.trace import as_tracer, bind, deriving, evaluate
+from fgrad.trace import Tracer, as_tracer, bind, deriving, evaluate
 from fgrad.transforms.vmap import batch_graph
 
 F = Callable[..., Any]
@@ -205,8 +205,12 @@ while_p = register(
 def while_loop(cond_fun: F, body_fun: F, init: Any) -> Any:
     """`while cond_fun(x): x = body_fun(x)`, starting from `init`; returns the last `x`. The types of `x` stay the same."""
     leaves, structure = tree.flatten(init)
-    arrays = [as_array(x, "while_loop") for x in leaves]
     in_tree = tree.structure((init,))
+
+    def trace_body(carry: Sequence[Array]) -> Any:
+        return trace_to_graph(body_fun, in_tree, carry, "while_loop")
+
+    arrays, (body, bc, body_tree) = settle_carry("while_loop", leaves, trace_body)
     cond, cc, _ = trace_to_graph(cond_fun, in_tree, arrays, "while_loop")
     if len(cond.outputs) != 1 or cond.out_types[0] != Type((), dtypes.bool_):
         raise FgradTypeError(
@@ -216,7 +220,6 @@ def while_loop(cond_fun: F, body_fun: F, init: Any) -> Any:
                 "return a comparison of scalars, or reduce it with .any() or .all()",
             )
         )
-    body, bc, body_tree = trace_to_graph(body_fun, in_tree, arrays, "while_loop")
     check_carry("while_loop", [x.type for x in arrays], body.out_types, structure, body_tree)
     outs = bind(
         while_p,
@@ -232,21 +235,41 @@ def while_loop(cond_fun: F, body_fun: F, init: Any) -> Any:
 
 
 def fori_loop(lower: Any, upper: Any, body_fun: F, init: Any) -> Any:
-    """`for i in range(lower, upper): x = body_fun(i, x)`, returning the last `x`. Bounds that are Python integers make it
-    differentiable in reverse mode."""
-    if is_scalar(lower) and is_scalar(upper):
-        length = max(int(upper) - int(lower), 0)
-        start = as_array(int(lower), "fori_loop")
+    """`for i in range(lower, upper): x = body_fun(i, x)`, returning the last `x`. Bounds whose values are known while tracing
+    (Python or NumPy integers, untraced arrays) make it differentiable in reverse mode."""
+    bounds = [as_array(bound, "fori_loop") for bound in (lower, upper)]
+    for bound, b in zip((lower, upper), bounds):
+        if b.shape != () or not dtypes.is_integer(b.dtype):
+            raise FgradTypeError(
+                message(
+                    "fori_loop",
+                    f"bounds must be integer scalars, got {describe(bound)}",
+                    "convert with int(...)",
+                )
+            )
+    known = [_value(b) for b in bounds]
+    if known[0] is not None and known[1] is not None:
+        length = max(int(known[1]) - int(known[0]), 0)
+        start = as_array(int(known[0]), "fori_loop")
 
         def step(carry: Any, _: Any) -> Any:
             i, x = carry
             return (add(i, full((), 1, i.dtype)), body_fun(i, x)), None
 
         return scan(step, (start, init), None, length=length)[0][1]
-    lo, hi = (convert(as_array(b, "fori_loop"), dtypes.int64) for b in (lower, upper))
+    lo, hi = (convert(b, dtypes.int64) for b in bounds)
 
     def advance(carry: Any) -> Any:
         i, end, x = carry
         return (add(i, full((), 1, i.dtype)), end, body_fun(i, x))
 
     return while_loop(lambda c: lt(c[0], c[1]), advance, (lo, hi, init))[2]
+
+
+def _value(x: Array) -> Array | None:
+    """The concrete value of `x`, if it is known while tracing."""
+    while isinstance(x, Tracer):
+        if x.value is None or not x.owner.alive:
+            return None
+        x = x.value
+    return x

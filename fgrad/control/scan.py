@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fgrad import tree
+from fgrad import dtypes, tree
 from fgrad.array import Array
 from fgrad.control.call import derived, tangent_graph, trace_to_graph
-from fgrad.convert import as_array
+from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Graph, Linear, Primitive, Type, Var, register
 from fgrad.ops.builders import batch_operand, full
@@ -339,8 +339,11 @@ def scan(
             )
         )
     n = int(lengths.pop())  # type: ignore[arg-type]
+    if n < 0:
+        raise FgradValueError(
+            message("scan", f"length={n} is negative", "give the number of iterations, 0 or more")
+        )
     leaves, structure = tree.flatten(init)
-    carry = [as_array(x, "scan") for x in leaves]
     x_types = [Type(x.shape[1:], x.dtype) for x in x_leaves]
 
     def step(c: Any, x: Any) -> Any:
@@ -356,7 +359,11 @@ def scan(
         return out
 
     in_tree = tree.structure((init, xs))
-    graph, captured, out_tree = trace_to_graph(step, in_tree, [*[c.type for c in carry], *x_types], "scan")
+
+    def trace_body(carry: Sequence[Array]) -> Any:
+        return trace_to_graph(step, in_tree, [*[c.type for c in carry], *x_types], "scan")
+
+    carry, (graph, captured, out_tree) = settle_carry("scan", leaves, trace_body)
     carry_tree, y_tree = out_tree.children()
     check_carry(
         "scan", [c.type for c in carry], graph.out_types[: carry_tree.num_leaves], structure, carry_tree
@@ -373,6 +380,28 @@ def scan(
         scan_p, *captured, *carry, *x_leaves, body=body, consts=k, carry=nc, length=n, reverse=reverse
     )
     return tree.unflatten(structure, outs[:nc]), tree.unflatten(y_tree, outs[nc:])
+
+
+def settle_carry(
+    call: str, leaves: Sequence[Any], trace_body: Callable[[list[Array]], Any]
+) -> tuple[list[Array], Any]:
+    """The first carry as arrays, and the traced body. Bare scalars take the dtype that the body makes of them."""
+    carry = [as_array(x, call) for x in leaves]
+    traced = trace_body(carry)
+    after = traced[0].out_types
+    settled = list(carry)
+    for i, (x, c, t) in enumerate(zip(leaves, carry, after)):
+        kind = weak_kind(x)
+        if (
+            kind is not None
+            and t != c.type
+            and not t.shape
+            and dtypes.weak_promote(t.dtype, kind()) == t.dtype
+        ):
+            settled[i] = as_array(x, call, t.dtype)
+    return (
+        (settled, trace_body(settled)) if any(a is not b for a, b in zip(settled, carry)) else (carry, traced)
+    )
 
 
 def check_carry(

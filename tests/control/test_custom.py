@@ -159,6 +159,23 @@ def test_integer_argument():
     agree(lambda lib, x: lib.grad(lambda x: make(lib)(x, 3).sum())(x), vec(3))
 
 
+def test_keywords_go_by_the_signature():
+    @fgrad.custom_vjp
+    def f(x, scale=2.0):
+        return x * scale
+
+    f.defvjp(lambda x, scale: (x * scale, scale), lambda scale, ct: (10 * ct * scale, None))
+    assert float(fgrad.grad(lambda x: f(scale=3.0, x=x))(1.0)) == 30.0
+
+    @fgrad.custom_jvp
+    def g(x, *, k):
+        return x * k
+
+    g.defjvp(lambda primals, tangents: (primals, tangents))
+    with pytest.raises(fgrad.FgradTypeError, match="keyword-only arguments"):
+        g(1.0, k=2.0)
+
+
 def test_forward_mode_through_custom_vjp_is_an_error():
     with pytest.raises(fgrad.FgradTypeError, match=r"use custom_jvp, or reverse mode"):
         fgrad.jvp(lambda x: loss_vjp(_lib(), x, P), (vec(3),), (vec(3),))

@@ -126,7 +126,7 @@ def test_reverse_mode_is_an_error_that_names_the_loop():
 
 
 def test_dynamic_fori_loop_in_reverse_mode_says_so():
-    f = fgrad.grad(lambda x, n: fgrad.fori_loop(0, n, lambda i, c: c * 2, x))
+    f = fgrad.jit(fgrad.grad(lambda x, n: fgrad.fori_loop(0, n, lambda i, c: c * 2, x)))
     with pytest.raises(fgrad.FgradTypeError, match="fori_loop with Python integers as bounds"):
         f(1.0, np.int32(3))
 

@@ -1,5 +1,7 @@
 """`scan`, `map` and `fori_loop` against JAX: values, derivatives of every order, batching, compiled and not."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -103,12 +105,12 @@ def test_jvp_of_vjp():
     agree(f, vec(3), rtol=1e-4)
 
 
-@pytest.mark.parametrize("w_axis", [None, 0])
-@pytest.mark.parametrize("c_axis", [None, 0])
-@pytest.mark.parametrize("x_axis", [None, 0, 1])
-def test_vmap_of_every_combination(w_axis, c_axis, x_axis):
-    if w_axis is None and c_axis is None and x_axis is None:
-        pytest.skip("nothing is mapped")
+@pytest.mark.parametrize(
+    "axes",
+    [a for a in itertools.product((None, 0), (None, 0), (None, 0, 1)) if any(x is not None for x in a)],
+)
+def test_vmap_of_every_combination(axes):
+    w_axis, c_axis, x_axis = axes
 
     def one(lib, w, c, xs):
         return lib.scan(lambda c, x: (lib.np.sin(c * w) + x, (c * x, w * 2)), c, xs)
@@ -116,7 +118,6 @@ def test_vmap_of_every_combination(w_axis, c_axis, x_axis):
     w = vec(2, 3) if w_axis == 0 else vec(3)
     c = vec(2, 3, seed=1) if c_axis == 0 else vec(3, seed=1)
     xs = {None: vec(4, 3, seed=2), 0: vec(2, 4, 3, seed=2), 1: vec(4, 2, 3, seed=2)}[x_axis]
-    axes = (w_axis, c_axis, x_axis)
     agree(lambda lib, *a: lib.vmap(lambda *a: one(lib, *a), in_axes=axes)(*a), w, c, xs)
 
     def loss(lib, *a):
@@ -226,6 +227,33 @@ def test_fori_loop_with_dynamic_bounds():
     agree(f, np.int32(4), vec(3))
     agree(lambda lib, n, x: lib.jvp(lambda x: f(lib, n, x), (x,), (x,)), np.int32(4), vec(3))
     agree(lambda lib, n, x: lib.vmap(lambda n, x: f(lib, n, x))(n, x), np.arange(3), vec(3))
+
+
+@pytest.mark.parametrize("bound", [3, np.int64(3), np.array(3, "int32"), fnp.asarray(3)])
+def test_fori_loop_whose_bounds_are_known_is_differentiable(bound):
+    f = lambda x, n: fgrad.fori_loop(0, n, lambda i, c: c * 2, x)
+    assert float(fgrad.grad(f)(1.0, bound)) == 8.0
+    assert float(fgrad.vjp(f, 1.0, bound)[1](1.0)[0]) == 8.0  # traced, but its value is known outside jit
+    assert float(fgrad.jit(lambda x: fgrad.grad(f)(x, bound))(1.0)) == 8.0
+
+
+def test_fori_loop_bounds_must_be_integers():
+    for bad in (2.5, np.arange(3)):
+        with pytest.raises(fgrad.FgradTypeError, match="bounds must be integer scalars"):
+            fgrad.fori_loop(0, bad, lambda i, c: c, 0.0)
+
+
+def test_bare_scalars_in_the_carry_take_the_dtype_of_the_body():
+    wide = np.arange(3, dtype="float64")
+    for run in (lambda f: f(), lambda f: fgrad.jit(f)()):
+        total = run(lambda: fgrad.scan(lambda c, x: (c + x, None), 0, wide)[0])
+        assert total.dtype == np.float64 and float(total) == 3.0
+        assert run(lambda: fgrad.fori_loop(0, 3, lambda i, c: c * 0.5, 8)).dtype == np.float32
+        assert run(lambda: fgrad.while_loop(lambda c: c < 9, lambda c: c * wide[2], 1.0)).dtype == np.float64
+    half = fgrad.jit(lambda s: fgrad.scan(lambda c, x: (c + x, None), s, wide)[0])(1.0)
+    assert half.dtype == np.float64
+    with pytest.raises(fgrad.FgradTypeError, match=r"\.astype"):
+        fgrad.scan(lambda c, x: (c + x, None), fnp.asarray(0), wide)
 
 
 def test_linear_transpose_of_a_scan():

@@ -48,6 +48,7 @@ from fgrad.api import (
     while_loop,
 )
 from fgrad.dtypes import bfloat16
+from fgrad.runtime.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "fori_loop",
+    "get_num_threads",
     "grad",
     "hessian",
     "jacfwd",
@@ -81,6 +83,7 @@ __all__ = [
     "named_scope",
     "numba_op",
     "scan",
+    "set_num_threads",
     "stop_gradient",
     "switch",
     "value_and_grad",

@@ -34,7 +34,7 @@ _COMMON = """
 define internal void @"team.pause"(ptr %team, i64 %waited) nounwind {
 entry:
   PAUSE
-  %long = icmp ugt i64 %waited, 1500
+  %long = icmp ugt i64 %waited, 400
   br i1 %long, label %give, label %done
 give:
   %slot = getelementptr i8, ptr %team, i64 200

@@ -130,7 +130,7 @@ def _load(path: Path) -> object:
     name = "GOMP_SPINCOUNT"
     mine = not any(n in os.environ for n in (name, "OMP_WAIT_POLICY"))
     if mine:
-        os.environ[name] = "1000"
+        os.environ[name] = "100"
     try:
         spec = importlib.util.spec_from_file_location("fgrad.runtime.omppool", path)
         assert spec is not None and spec.loader is not None

@@ -43,13 +43,13 @@ def inputs(*shapes, seed=0):
 
 
 CASES = {
-    "product, rows": (lambda a, b: a @ b, inputs((1280, 96), (96, 64)), ContractStep),
-    "product, odd sizes": (lambda a, b: a @ b, inputs((715, 77), (77, 129)), ContractStep),
-    "product, long sum": (lambda a, b: a.T @ b, inputs((48000, 9), (48000, 11)), ContractStep),
-    "batched product": (lambda a, b: a @ b, inputs((24, 64, 64), (24, 64, 80)), ContractStep),
+    "product, rows": (lambda a, b: a @ b, inputs((3200, 128), (128, 96)), ContractStep),
+    "product, odd sizes": (lambda a, b: a @ b, inputs((1495, 117), (117, 129)), ContractStep),
+    "product, long sum": (lambda a, b: a.T @ b, inputs((96000, 11), (96000, 13)), ContractStep),
+    "batched product": (lambda a, b: a @ b, inputs((48, 96, 64), (48, 64, 80)), ContractStep),
     "float64 product": (
         lambda a, b: a @ b,
-        [x.astype(np.float64) for x in inputs((960, 96), (96, 64))],
+        [x.astype(np.float64) for x in inputs((2400, 96), (96, 96))],
         ContractStep,
     ),
     "convolution and gradients": (
@@ -62,9 +62,9 @@ CASES = {
         [np.float32(0.7), *inputs((900_001,))],
         KernelStep,
     ),
-    "softmax": (lambda x: fgrad.special.softmax(x, axis=-1), inputs((1400, 333)), KernelStep),
-    "sums of rows": (lambda x: (x * x).sum(1), inputs((4000, 500)), KernelStep),
-    "copy": (lambda x: (x, x + 1.0), inputs((1_500_000,)), CopyStep),
+    "softmax": (lambda x: fgrad.special.softmax(x, axis=-1), inputs((5600, 333)), KernelStep),
+    "sums of rows": (lambda x: (x * x).sum(1), inputs((16000, 500)), KernelStep),
+    "copy": (lambda x: (x, x + 1.0), inputs((3_000_000,)), CopyStep),
 }
 
 
@@ -190,7 +190,7 @@ import numpy as np
 import fgrad
 from fgrad.runtime import threads
 threads.set_num_threads(2)
-x = np.random.default_rng(0).normal(size=(1024, 128)).astype(np.float32)
+x = np.random.default_rng(0).normal(size=(1536, 128)).astype(np.float32)
 f = fgrad.jit(lambda a: a @ a.T)
 def value():
     return [float(v) for v in np.asarray(f(x)).sum(0)[:5]]

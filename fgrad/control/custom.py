@@ -295,7 +295,8 @@ class custom_vjp:
     """A function with its own reverse derivative.
 
     `f.defvjp(fwd, bwd)`: `fwd(*args) -> (out, residuals)`, `bwd(residuals, cotangent) -> tuple of cotangents`, one an argument
-    (None for zero). Forward mode is not available for it.
+    (None for zero). Forward mode is not available for it. Derivatives of derivatives apply the rule to the value again, and
+    differentiate what `bwd` computes.
     """
 
     def __init__(self, f: F):

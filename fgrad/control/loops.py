@@ -247,10 +247,10 @@ def fori_loop(lower: Any, upper: Any, body_fun: F, init: Any) -> Any:
                     "convert with int(...)",
                 )
             )
-    known = [_value(b) for b in bounds]
-    if known[0] is not None and known[1] is not None:
-        length = max(int(known[1]) - int(known[0]), 0)
-        start = as_array(int(known[0]), "fori_loop")
+    first, last = (_value(b) for b in bounds)
+    if first is not None and last is not None:
+        length = max(last - first, 0)
+        start = as_array(first, "fori_loop")
 
         def step(carry: Any, _: Any) -> Any:
             i, x = carry
@@ -266,10 +266,10 @@ def fori_loop(lower: Any, upper: Any, body_fun: F, init: Any) -> Any:
     return while_loop(lambda c: lt(c[0], c[1]), advance, (lo, hi, init))[2]
 
 
-def _value(x: Array) -> Array | None:
-    """The concrete value of `x`, if it is known while tracing."""
+def _value(x: Array) -> int | None:
+    """The value of an integer scalar, if it is known while tracing."""
     while isinstance(x, Tracer):
         if x.value is None or not x.owner.alive:
             return None
         x = x.value
-    return x
+    return int(x)  # type: ignore[call-overload]

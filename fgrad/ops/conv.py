@@ -30,7 +30,7 @@ from fgrad.trace import bind
 Ints = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
-_CHUNK = 1 << 22  # elements of unfolded input held at a time
+_CHUNK = 1 << 24  # elements of unfolded input held at a time
 
 
 # ------------------------------------------------------------------------------------------------ shapes
@@ -142,7 +142,7 @@ def _wide(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def _chunks(n: int, elements: int) -> Iterator[slice]:
-    """Slices of the batch axis, so that the unfolded input stays in the caches."""
+    """Slices of the batch axis, so that the unfolded input stays small."""
     step = max(1, _CHUNK // max(1, elements))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
@@ -162,20 +162,24 @@ def _taps(kernel: Ints, out: Ints, strides: Ints, dilation: Ints) -> Iterator[tu
 def _unfold(
     x: np.ndarray, kernel: Ints, out: Ints, strides: Ints, padding: Pads, dilation: Ints, groups: int
 ) -> np.ndarray:
-    """(N, groups, C/groups * prod(K), prod(S')): every element under every kernel element ("im2col")."""
+    """(groups, C/groups * prod(K), N * prod(S')): every element under every kernel element ("im2col").
+
+    The examples lie side by side, so that a group is one matrix product.
+    """
     n, c = x.shape[:2]
     if any(lo or hi for lo, hi in padding):
         x = np.pad(x, ((0, 0), (0, 0), *padding))
-    if all(k == 1 for k in kernel):
-        (at,) = [at for _, at in _taps(kernel, out, strides, dilation)]
-        return np.ascontiguousarray(x[(slice(None), slice(None), *at)]).reshape(
-            n, groups, c // groups, prod(out)
-        )
-    columns = np.empty((n, c, *kernel, *out), x.dtype)
+    columns = np.empty((c, *kernel, n, *out), x.dtype)
     for tap, at in _taps(kernel, out, strides, dilation):
-        place: Any = (slice(None), slice(None), *tap)
-        columns[place] = x[(slice(None), slice(None), *at)]
-    return columns.reshape(n, groups, c // groups * prod(kernel), prod(out))
+        place: Any = (slice(None), *tap)
+        columns[place] = x[(slice(None), slice(None), *at)].swapaxes(0, 1)
+    return columns.reshape(groups, c // groups * prod(kernel), n * prod(out))
+
+
+def _by_channel(g: np.ndarray, groups: int) -> np.ndarray:
+    """(N, O, *S') -> (groups, O/groups, N * prod(S'))."""
+    n, o = g.shape[:2]
+    return g.swapaxes(0, 1).reshape(groups, o // groups, n * prod(g.shape[2:]))
 
 
 def _conv_impl(
@@ -185,10 +189,11 @@ def _conv_impl(
     out = conv_spatial("conv", x.shape[2:], kernel, strides, padding, dilation)
     x, w = _wide(x, w)
     weights = w.reshape(groups, w.shape[0] // groups, prod(w.shape[1:]))
-    result = np.empty((x.shape[0], groups, w.shape[0] // groups, prod(out)), dtype)
+    result = np.empty((x.shape[0], w.shape[0], *out), dtype)
     for part in _chunks(x.shape[0], x.shape[1] * prod(kernel) * prod(out)):
-        result[part] = np.matmul(weights, _unfold(x[part], kernel, out, strides, padding, dilation, groups))
-    return result.reshape(x.shape[0], w.shape[0], *out)
+        product = np.matmul(weights, _unfold(x[part], kernel, out, strides, padding, dilation, groups))
+        result[part] = product.reshape(w.shape[0], len(x[part]), *out).swapaxes(0, 1)
+    return result
 
 
 def _input_grad_impl(
@@ -202,12 +207,11 @@ def _input_grad_impl(
         (n, channels, *[s + lo + hi for s, (lo, hi) in zip(spatial, padding, strict=True)]), g.dtype
     )
     for part in _chunks(n, channels * prod(kernel) * prod(out)):
-        gradient = g[part]
-        gradient = gradient.reshape(len(gradient), groups, g.shape[1] // groups, prod(out))
-        columns = np.matmul(weights, gradient).reshape(len(gradient), channels, *kernel, *out)
+        columns = np.matmul(weights, _by_channel(g[part], groups))
+        columns = columns.reshape(channels, *kernel, len(g[part]), *out)
         for tap, at in _taps(kernel, out, strides, dilation):
             where: Any = (part, slice(None), *at)
-            padded[where] += columns[(slice(None), slice(None), *tap)]
+            padded[where] += columns[(slice(None), *tap)].swapaxes(0, 1)
     inside: Any = tuple(slice(lo, lo + s) for s, (lo, _) in zip(spatial, padding, strict=True))
     return np.ascontiguousarray(padded[(slice(None), slice(None), *inside)]).astype(dtype, copy=False)
 
@@ -221,8 +225,7 @@ def _weight_grad_impl(
     total = np.zeros((groups, o // groups, c // groups * prod(kernel)), x.dtype)
     for part in _chunks(n, c * prod(kernel) * prod(out)):
         columns = _unfold(x[part], kernel, out, strides, padding, dilation, groups)
-        gradient = g[part].reshape(len(columns), groups, o // groups, prod(out))
-        total += np.matmul(gradient, columns.swapaxes(2, 3)).sum(0)
+        total += np.matmul(_by_channel(g[part], groups), columns.swapaxes(1, 2))
     return total.reshape(o, c // groups, *kernel).astype(dtype, copy=False)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import fgrad.numpy as fnp
 from fgrad import Array
+from fgrad.errors import FgradValueError, message
 from fgrad.special import log_sigmoid, log_softmax, ndtr, relu, sigmoid, softmax, softplus
 from fgrad_nn.module import Bound, Module
 
@@ -78,6 +79,8 @@ def selu(x: Any) -> Array:
 
 def gelu(x: Any, approximate: str = "none") -> Array:
     """x times the normal distribution function (Hendrycks and Gimpel, 2016); `approximate="tanh"` is their approximation."""
+    if approximate not in ("none", "tanh"):
+        raise FgradValueError(message("gelu", f"approximate={approximate!r}", "use 'none' or 'tanh'"))
     x = fnp.asarray(x)
     if approximate == "tanh":
         return 0.5 * x * (1 + fnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))

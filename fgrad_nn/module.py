@@ -23,6 +23,7 @@ this is training. Nothing outlives the call: the new state is returned by `apply
 
 from __future__ import annotations
 
+import inspect
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from typing import Any
 
 import fgrad
 from fgrad import Array, random, tree
-from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+from fgrad.errors import FgradError, FgradTypeError, FgradValueError, describe, message
 from fgrad_nn import show
 
 Params = Mapping[str, Any]
@@ -76,13 +77,18 @@ class Bound(Mapping[str, Any]):
             value = {}  # a layer without parameters
         else:
             found = ", ".join(self._params) or "none"
-            hint = "pass the dict that init(key) returned; print(net) shows the names"
-            raise FgradValueError(
-                message(where(self._owner, self), f"there are no params '{name}'; found: {found}", hint)
-            )
+            problem = f"there are no params '{name}'; found: {found}"
+            raise FgradValueError(message(where(self._owner, self), problem, self._hint()))
         if isinstance(value, Mapping):
             return Bound(child, value, self._run, (*self._path, name))
         return value
+
+    def _hint(self) -> str:
+        outer = _calls.stack[-2] if len(_calls.stack) > 1 else None
+        part = _params_in_forward(outer._owner, self._owner) if outer is not None else ""
+        if outer is not None and part and outer._params is self._params:
+            return f"pass this layer's part of the params: {part}"
+        return "pass the dict that init(key) returned; print(net) shows the names"
 
     def __contains__(self, name: object) -> bool:
         return name in self._params or show.child_of(self._owner, str(name)) is not None
@@ -168,16 +174,27 @@ def name_hash(name: str) -> int:
 
 def where(layer: Any, p: Bound) -> str:
     """How errors name a layer: what it is, and where in the network."""
-    return f"{layer!r}, layer '{p.path}'" if p.path else repr(layer)
+    text = repr(layer)
+    if "\n" in text:  # a network: its layers would bury the message
+        text = type(layer).__name__
+    return f"{text}, layer '{p.path}'" if p.path else text
 
 
-def layer_error(layer: Any, p: Bound, problem: str, fix: str = "") -> FgradTypeError:
+def layer_error(
+    layer: Any, p: Bound, problem: str, fix: str = "", kind: type[FgradError] = FgradTypeError
+) -> FgradError:
     """The error of a layer that was given the wrong thing."""
-    return FgradTypeError(message(where(layer, p), problem, fix))
+    return kind(message(where(layer, p), problem, fix))
 
 
 class _Frozen(type):
     """Descriptions do not change once `__init__` is through."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of `__init__`, for `help` and editors, which would show this class's `__call__`."""
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(parameters)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         made = super().__call__(*args, **kwargs)
@@ -286,14 +303,22 @@ class Module(metaclass=_Frozen):
         return show.tree_text(self, shapes=show.shapes(lambda: self.init(random.key(0))))
 
 
+def _params_in_forward(owner: Any, layer: Any) -> str:
+    """How `owner`'s forward names the params of `layer`: `p["block"]["0"]`; empty if it is not one of its layers."""
+    path = show.path_of(owner, layer)
+    return "p" + "".join(f'["{name}"]' for name in path) if path else ""
+
+
 def _check_params(layer: Module, params: Any) -> None:
     if not isinstance(params, Mapping):
         got = describe(params) if params is not None else "nothing"
+        part = _params_in_forward(_calls.stack[-1]._owner, layer) if _calls.stack else ""
+        fix = f"call layer({part}, x)" if part else "call layer(params, x) with params = layer.init(key)"
         raise FgradTypeError(
             message(
                 type(layer).__name__,
                 f"the first argument must be the params, a dict, got {got}",
-                "call layer(params, x) with params = layer.init(key)",
+                fix,
             )
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import fgrad.numpy as fnp
 from fgrad import Array
-from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+from fgrad.errors import FgradValueError, describe, message
 from fgrad_nn.module import Bound, layer_error
 
 
@@ -34,6 +36,33 @@ def array_input(layer: Any, p: Bound, x: Any, dtype: Any = None) -> Array:
             "convert it: x.astype('float32')",
         )
     return x
+
+
+def param(layer: Any, p: Bound, name: str, shape: tuple[int, ...]) -> Any:
+    """The parameter `name`, which must have the layer's shape: another one could broadcast and go unnoticed."""
+    return _of_shape(layer, p, "param", name, p[name], shape, "init(key)")
+
+
+def state_entry(layer: Any, p: Bound, name: str, shape: tuple[int, ...]) -> Any:
+    """The entry `name` of the layer's state, which must have the layer's shape."""
+    state = p.state
+    if not isinstance(state, Mapping) or name not in state:
+        found = f"found: {', '.join(map(str, state)) or 'none'}" if isinstance(state, Mapping) else "no dict"
+        raise layer_error(layer, p, f"the state has no '{name}'; {found}", "make it with net.init_state()")
+    return _of_shape(layer, p, "state", name, state[name], shape, "init_state()")
+
+
+def _of_shape(
+    layer: Any, p: Bound, kind: str, name: str, value: Any, shape: tuple[int, ...], maker: str
+) -> Any:
+    if getattr(value, "shape", None) != shape:
+        raise layer_error(
+            layer,
+            p,
+            f"{kind} '{name}' is {describe(value)}, this layer's has shape {shape}",
+            f"pass what {maker} of this network made, or what was saved from one of the same sizes",
+        )
+    return value
 
 
 def images(
@@ -71,10 +100,15 @@ def positive(layer: Any, **values: Any) -> None:
     """The sizes a layer is made with."""
     for name, value in values.items():
         for v in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+            if not is_int(v) or v < 1:
                 raise FgradValueError(
                     message(type(layer).__name__, f"{name} must be a positive int, got {value!r}")
                 )
+
+
+def is_int(value: Any) -> bool:
+    """Whether a size is an int, Python's or NumPy's."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def required(condition: bool, layer: Any, problem: str, fix: str = "") -> None:
@@ -83,4 +117,4 @@ def required(condition: bool, layer: Any, problem: str, fix: str = "") -> None:
         raise FgradValueError(message(type(layer).__name__, problem, fix))
 
 
-__all__ = ["FgradTypeError", "array_input", "images", "positive", "required"]
+__all__ = ["array_input", "images", "is_int", "param", "positive", "required", "state_entry"]

@@ -29,14 +29,14 @@ class Sequential(Module):
         steps = tuple(named.items()) if named else tuple((str(i), layer) for i, layer in enumerate(layers))
         for name, step in steps:
             if not callable(step) or isinstance(step, type):
-                fix = (
-                    f"make it: {step.__name__}(...)" if isinstance(step, type) else "pass layers or functions"
-                )
-                raise FgradTypeError(
-                    message(
-                        "Sequential", f"step {name} is {describe(step)}, neither a layer nor a function", fix
-                    )
-                )
+                fix = "pass layers or functions"
+                if isinstance(step, type):
+                    fix = f"make it: {step.__name__}(...)"
+                elif isinstance(step, (list, tuple)):
+                    fix = "unpack it: Sequential(*layers)"
+                got = f"the class {step.__name__}" if isinstance(step, type) else describe(step)
+                problem = f"step {name} is {got}, neither a layer nor a function"
+                raise FgradTypeError(message("Sequential", problem, fix))
         self.steps: tuple[tuple[str, Any], ...] = steps
 
     def named_children(self) -> Iterator[tuple[str, Any]]:

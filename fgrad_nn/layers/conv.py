@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fgrad import Array, lax
 from fgrad.errors import FgradError, describe
 from fgrad_nn import init
-from fgrad_nn.layers.check import images, positive, required
+from fgrad_nn.layers.check import images, is_int, param, positive, required
 from fgrad_nn.layers.linear import weight_and_bias
 from fgrad_nn.module import Bound, Module, layer_error
 
@@ -21,6 +21,7 @@ def per_axis(value: Any, n: int) -> tuple[int, ...]:
 @dataclass(frozen=True, repr=False)
 class _Conv(Module):
     spatial: ClassVar[int]
+    misfit: ClassVar[str] = "pad the input, or use a smaller kernel_size or dilation"
 
     in_channels: int
     out_channels: int
@@ -42,9 +43,20 @@ class _Conv(Module):
         for name, value in sizes.items():
             n = len(per_axis(value, self.spatial))  # type: ignore[arg-type]
             required(n == self.spatial, self, f"{name}={value!r} must be an int or {self.spatial} ints")
+        self._check_padding()
         divides = self.in_channels % self.groups == 0 and self.out_channels % self.groups == 0
         channels = f"{self.in_channels} input and {self.out_channels} output channels"
         required(divides, self, f"{channels} are not divisible by groups={self.groups}")
+
+    def _check_padding(self) -> None:
+        value, n = self.padding, self.spatial
+        if isinstance(value, str):
+            required(value.lower() in ("same", "valid"), self, f"padding={value!r} must be 'same' or 'valid'")
+            return
+        sides = [s for v in per_axis(value, n) for s in (v if isinstance(v, (tuple, list)) else (v,))]
+        fits = len(per_axis(value, n)) == n and all(is_int(s) and s >= 0 for s in sides)
+        wanted = f"an int of at least 0, {n} of them, {n} pairs (low, high), 'same' or 'valid'"
+        required(fits, self, f"padding={value!r} must be {wanted}")
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -64,7 +76,7 @@ class _Conv(Module):
         )
 
     def forward(self, p: Bound, x: Any) -> Array:
-        weight = p["weight"]
+        weight = param(self, p, "weight", self.weight_shape)
         x, single = images(self, p, x, self.spatial, self.in_channels, weight.dtype)
         try:
             y = self.convolve(x, weight)
@@ -74,10 +86,10 @@ class _Conv(Module):
                 self,
                 p,
                 f"{describe(x)}: {problem}",
-                "pad the input, or use a smaller kernel_size or dilation",
+                self.misfit,
             ) from e
         if self.bias:
-            y = y + p["bias"].reshape((-1, *[1] * self.spatial))
+            y = y + param(self, p, "bias", (self.out_channels,)).reshape((-1, *[1] * self.spatial))
         return y[0] if single else y
 
 
@@ -106,7 +118,19 @@ class Conv3d(_Conv):
 
 @dataclass(frozen=True, repr=False)
 class _ConvTranspose(_Conv):
+    misfit = "give inputs, padding and output_padding for which H' is at least 1"
+
     output_padding: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = (per_axis(v, self.spatial) for v in (self.output_padding, self.stride, self.dilation))
+        extra, stride, dilation = sizes
+        fits = len(extra) == self.spatial and all(
+            is_int(e) and 0 <= e < max(s, d) for e, s, d in zip(extra, stride, dilation)
+        )
+        problem = f"output_padding={self.output_padding!r} must be less than stride={self.stride!r} or dilation={self.dilation!r}"
+        required(fits, self, problem)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

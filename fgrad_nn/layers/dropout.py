@@ -7,8 +7,9 @@ from typing import Any
 
 import fgrad.numpy as fnp
 from fgrad import Array, random
+from fgrad.errors import describe
 from fgrad_nn.layers.check import array_input, required
-from fgrad_nn.module import Bound, Module
+from fgrad_nn.module import Bound, Module, layer_error
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,7 +22,10 @@ class Dropout(Module):
     p: float = field(default=0.5, metadata={"always": True})
 
     def __post_init__(self) -> None:
-        required(0 <= self.p <= 1, self, f"the probability must lie between 0 and 1, got {self.p!r}")
+        number = isinstance(self.p, (int, float))
+        required(
+            number and 0 <= self.p <= 1, self, f"the probability must lie between 0 and 1, got {self.p!r}"
+        )
 
     def forward(self, p: Bound, x: Any) -> Array:
         x = array_input(self, p, x)
@@ -36,6 +40,13 @@ class Dropout(Module):
 
 class Dropout2d(Dropout):
     """`Dropout` of whole channels of (N, C, *S)."""
+
+    def forward(self, p: Bound, x: Any) -> Array:
+        x = array_input(self, p, x)
+        if x.ndim < 3:
+            problem = f"expected an input of shape (N, C, ...), got {describe(x)}"
+            raise layer_error(self, p, problem, "use Dropout, or add the batch axis: x[None]")
+        return super().forward(p, x)
 
     def _dropped(self, p: Bound, x: Array, shape: tuple[int, ...]) -> Array:
         return super()._dropped(p, x, (*shape[:2], *[1] * (len(shape) - 2)))

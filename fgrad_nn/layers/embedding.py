@@ -7,10 +7,11 @@ from typing import Any
 
 import fgrad.numpy as fnp
 from fgrad import Array, lax, random
-from fgrad.errors import describe
+from fgrad.errors import FgradIndexError, describe
 from fgrad_nn import init
-from fgrad_nn.layers.check import positive, required
+from fgrad_nn.layers.check import param, positive, required
 from fgrad_nn.module import Bound, Module, layer_error
+from fgrad_nn.values import known
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,7 +19,7 @@ class Embedding(Module):
     """Rows of a table at integer indices: any shape I to I + (embedding_dim,).
 
     Params: `weight` (num_embeddings, embedding_dim), standard normal by default. The row at `padding_idx` begins as zeros and has
-    no gradient.
+    no gradient. An index outside of 0 ... num_embeddings - 1 is an error: unlike in NumPy, -1 is not the last row.
     """
 
     num_embeddings: int
@@ -51,7 +52,18 @@ class Embedding(Module):
             raise layer_error(
                 self, p, f"indices must be integers, got {describe(x)}", "convert them: x.astype('int64')"
             )
-        rows = lax.gather(p["weight"], x, 0)
+        values = known(x)
+        if values is None:
+            # -1 would read the last row: it is sent to where the check of the compiled gather finds it.
+            x = x.astype("int64")
+            x = fnp.where(x < 0, fnp.full((), self.num_embeddings, "int64"), x)
+        else:
+            outside = values[(values < 0) | (values >= self.num_embeddings)]
+            if outside.size:
+                problem = f"index {outside.flat[0]} is outside of the {self.num_embeddings} rows"
+                fix = f"indices run from 0 to {self.num_embeddings - 1}; make the layer with more rows, or clip them"
+                raise layer_error(self, p, problem, fix, FgradIndexError)
+        rows = lax.gather(param(self, p, "weight", (self.num_embeddings, self.embedding_dim)), x, 0)
         if self.padding_idx is None:
             return rows
         padding = (x == self.padding_idx % self.num_embeddings)[..., None]

@@ -10,7 +10,7 @@ import fgrad.numpy as fnp
 from fgrad import Array, random
 from fgrad.errors import describe
 from fgrad_nn import init
-from fgrad_nn.layers.check import array_input, positive
+from fgrad_nn.layers.check import array_input, param, positive
 from fgrad_nn.module import Bound, Module, layer_error
 
 
@@ -37,7 +37,7 @@ class Linear(Module):
         return weight_and_bias(self, key, shape, self.out_features, self.in_features)
 
     def forward(self, p: Bound, x: Any) -> Array:
-        weight = p["weight"]
+        weight = param(self, p, "weight", (self.out_features, self.in_features))
         x = array_input(self, p, x, weight.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise layer_error(
@@ -48,7 +48,7 @@ class Linear(Module):
             )
         # x @ W.T as one contraction of the last axes: no transposed copy of the weight.
         y = fnp.inner(x, weight)
-        return y + p["bias"] if self.bias else y
+        return y + param(self, p, "bias", (self.out_features,)) if self.bias else y
 
 
 def _linear_hint(x: Array, features: int, out: int) -> str:

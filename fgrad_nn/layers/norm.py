@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import fgrad.numpy as fnp
 from fgrad import Array, lax
 from fgrad.errors import describe
-from fgrad_nn.layers.check import array_input, positive, required
+from fgrad_nn.layers.check import array_input, param, positive, required, state_entry
 from fgrad_nn.module import Bound, Module, layer_error
 
 
@@ -47,7 +47,9 @@ class _BatchNorm(Module):
         }
 
     def forward(self, p: Bound, x: Any) -> Array:
-        x = array_input(self, p, x, p["weight"].dtype if self.affine else None)
+        n = (self.num_features,)
+        weight, bias = _scale_and_shift(self, p, n, self.affine, self.affine)
+        x = array_input(self, p, x, None if weight is None else weight.dtype)
         if x.ndim not in self.ndims or x.shape[1] != self.num_features:
             wanted = self.shape_text.format(self.num_features)
             found = x.shape[1] if x.ndim > 1 else 0
@@ -60,12 +62,12 @@ class _BatchNorm(Module):
         if p.train or not self.track_running_stats:
             mean, var = self._batch_statistics(p, x)
         else:
-            mean, var = p.state["running_mean"], p.state["running_var"]
+            mean, var = (state_entry(self, p, name, n) for name in ("running_mean", "running_var"))
         scale = lax.rsqrt(var + self.eps)
-        if self.affine:
-            scale = scale * p["weight"]
+        if weight is not None:
+            scale = scale * weight
         y = (x - self._wide(mean, x)) * self._wide(scale, x)
-        return y + self._wide(p["bias"], x) if self.affine else y
+        return y if bias is None else y + self._wide(bias, x)
 
     @staticmethod
     def _wide(v: Array, x: Array) -> Array:
@@ -83,8 +85,8 @@ class _BatchNorm(Module):
             )
         mean, var = fnp.mean(x, axis=axes), fnp.var(x, axis=axes)
         if self.track_running_stats:
-            old = p.state
-            count = old["num_batches_tracked"] + 1
+            old = {name: state_entry(self, p, name, mean.shape) for name in ("running_mean", "running_var")}
+            count = state_entry(self, p, "num_batches_tracked", ()) + 1
             new_mean, new_var = lax.stop_gradient(mean), lax.stop_gradient(var) * (n / (n - 1))
             f: Any = self.momentum if self.momentum is not None else (1 / count).astype(x.dtype)
             p.set_state(
@@ -128,6 +130,9 @@ class LayerNorm(Module):
     bias: bool = True
     dtype: Any = "float32"
 
+    def __post_init__(self) -> None:
+        positive(self, normalized_shape=self.normalized_shape)
+
     @property
     def shape(self) -> tuple[int, ...]:
         n = self.normalized_shape
@@ -140,14 +145,14 @@ class LayerNorm(Module):
         return {**params, "bias": fnp.zeros(self.shape, self.dtype)} if self.bias else params
 
     def forward(self, p: Bound, x: Any) -> Array:
-        x = _last_axes(self, p, x, self.shape, self.elementwise_affine)
+        affine = self.elementwise_affine
+        weight, bias = _scale_and_shift(self, p, self.shape, affine, affine and self.bias)
+        x = _last_axes(self, p, x, self.shape, weight)
         axes = tuple(range(x.ndim - len(self.shape), x.ndim))
         centred = x - fnp.mean(x, axis=axes, keepdims=True)
         y = centred * lax.rsqrt(fnp.mean(centred * centred, axis=axes, keepdims=True) + self.eps)
-        if self.elementwise_affine:
-            y = y * p["weight"]
-            y = y + p["bias"] if self.bias else y
-        return y
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,6 +164,9 @@ class RMSNorm(Module):
     elementwise_affine: bool = True
     dtype: Any = "float32"
 
+    def __post_init__(self) -> None:
+        positive(self, normalized_shape=self.normalized_shape)
+
     @property
     def shape(self) -> tuple[int, ...]:
         n = self.normalized_shape
@@ -168,24 +176,41 @@ class RMSNorm(Module):
         return {"weight": fnp.ones(self.shape, self.dtype)} if self.elementwise_affine else {}
 
     def forward(self, p: Bound, x: Any) -> Array:
-        x = _last_axes(self, p, x, self.shape, self.elementwise_affine)
+        weight, _ = _scale_and_shift(self, p, self.shape, self.elementwise_affine, False)
+        x = _last_axes(self, p, x, self.shape, weight)
         axes = tuple(range(x.ndim - len(self.shape), x.ndim))
         eps = self.eps if self.eps is not None else float(fnp.finfo(x.dtype).eps)
         y = x * lax.rsqrt(fnp.mean(x * x, axis=axes, keepdims=True) + eps)
-        return y * p["weight"] if self.elementwise_affine else y
+        return y if weight is None else y * weight
 
 
-def _last_axes(layer: Any, p: Bound, x: Any, shape: tuple[int, ...], affine: bool) -> Array:
-    x = array_input(layer, p, x, p["weight"].dtype if affine else None)
+def _scale_and_shift(
+    layer: Any, p: Bound, shape: tuple[int, ...], weight: bool, bias: bool
+) -> tuple[Any, Any]:
+    """The layer's `weight` and `bias`, None for one that it does not have."""
+    return (
+        param(layer, p, "weight", shape) if weight else None,
+        param(layer, p, "bias", shape) if bias else None,
+    )
+
+
+def _last_axes(layer: Any, p: Bound, x: Any, shape: tuple[int, ...], weight: Any) -> Array:
+    x = array_input(layer, p, x, None if weight is None else weight.dtype)
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         wanted = f"(..., {', '.join(map(str, shape))})"
         raise layer_error(
             layer,
             p,
             f"expected an input of shape {wanted}, got {describe(x)}",
-            f"make the layer {type(layer).__name__}({x.shape[-len(shape) :]})",
+            _norm_hint(layer, x.shape[x.ndim - len(shape) :] if x.ndim >= len(shape) else ()),
         )
     return x
+
+
+def _norm_hint(layer: Any, found: tuple[int, ...]) -> str:
+    if not found:
+        return f"reshape the input, or make the layer {type(layer).__name__}(x.shape[-1])"
+    return f"make the layer {type(layer).__name__}({found[0] if len(found) == 1 else found})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -214,16 +239,20 @@ class GroupNorm(Module):
         return {"weight": fnp.ones(n, self.dtype), "bias": fnp.zeros(n, self.dtype)} if self.affine else {}
 
     def forward(self, p: Bound, x: Any) -> Array:
-        x = array_input(self, p, x, p["weight"].dtype if self.affine else None)
+        weight, bias = _scale_and_shift(self, p, (self.num_channels,), self.affine, self.affine)
+        x = array_input(self, p, x, None if weight is None else weight.dtype)
         if x.ndim < 2 or x.shape[1] != self.num_channels:
+            fix = "reshape the input to (N, C, ...)"
+            if x.ndim >= 2:
+                fix = f"make the layer for {x.shape[1]} channels; they are the second axis"
             raise layer_error(
-                self, p, f"expected an input of shape (N, {self.num_channels}, ...), got {describe(x)}"
+                self, p, f"expected an input of shape (N, {self.num_channels}, ...), got {describe(x)}", fix
             )
         rows = x.reshape((x.shape[0], self.num_groups, -1))
         centred = rows - fnp.mean(rows, axis=2, keepdims=True)
         y = centred * lax.rsqrt(fnp.mean(centred * centred, axis=2, keepdims=True) + self.eps)
         y = y.reshape(x.shape)
-        if not self.affine:
+        if weight is None or bias is None:
             return y
         wide = (-1, *[1] * (x.ndim - 2))
-        return y * p["weight"].reshape(wide) + p["bias"].reshape(wide)
+        return y * weight.reshape(wide) + bias.reshape(wide)

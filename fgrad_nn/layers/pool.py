@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import fgrad.numpy as fnp
 from fgrad import Array, lax
 from fgrad.errors import FgradError, describe
-from fgrad_nn.layers.check import images, positive, required
+from fgrad_nn.layers.check import images, is_int, positive, required
 from fgrad_nn.layers.conv import per_axis
 from fgrad_nn.module import Bound, Module, layer_error
 
@@ -27,11 +27,13 @@ class _Pool(Module):
             self, kernel_size=self.kernel_size, **({"stride": self.stride} if self.stride is not None else {})
         )
         kernel, pads = per_axis(self.kernel_size, self.spatial), per_axis(self.padding, self.spatial)
-        if all(isinstance(v, int) for v in pads):
-            fits = all(0 <= 2 * v <= k for v, k in zip(pads, kernel))
-            required(
-                fits, self, f"padding={self.padding} must be at most half of kernel_size={self.kernel_size}"
-            )
+        for name, value in {"kernel_size": kernel, "stride": self.stride, "padding": pads}.items():
+            n = len(per_axis(value, self.spatial))
+            required(n == self.spatial, self, f"{name}={value!r} must be an int or {self.spatial} ints")
+        fits = all(is_int(v) and 0 <= 2 * v <= k for v, k in zip(pads, kernel))
+        required(
+            fits, self, f"padding={self.padding!r} must be at most half of kernel_size={self.kernel_size!r}"
+        )
 
     def pool(self, x: Array) -> Array:
         raise NotImplementedError
@@ -102,6 +104,11 @@ class AdaptiveAvgPool2d(Module):
     """Means over a grid of `output_size` cells: (N, C, H, W) to (N, C, *output_size). Cells overlap where sizes do not divide."""
 
     output_size: int | tuple[int, int] = 1
+
+    def __post_init__(self) -> None:
+        positive(self, output_size=self.output_size)
+        cells = len(per_axis(self.output_size, 2))
+        required(cells == 2, self, f"output_size={self.output_size!r} must be an int or 2 ints")
 
     def forward(self, p: Bound, x: Any) -> Array:
         x, single = images(self, p, x, 2, None)

@@ -256,9 +256,9 @@ BAD = {
     ),
     "batch_norm axes": (nn.BatchNorm2d(4), np.ones((2, 4), f32), "BatchNorm2d", "4, H, W", "reshape"),
     "batch_norm1d": (nn.BatchNorm1d(4), np.ones((2, 5), f32), "BatchNorm1d", "4", "5 features"),
-    "layer_norm": (nn.LayerNorm(6), np.ones((2, 5), f32), r"LayerNorm\(6\)", "6", "LayerNorm((5,))"),
-    "rms_norm": (nn.RMSNorm(6), np.ones((2, 5), f32), r"RMSNorm\(6\)", "6", "RMSNorm((5,))"),
-    "group_norm": (nn.GroupNorm(2, 6), np.ones((2, 5, 3), f32), "GroupNorm", "6", ""),
+    "layer_norm": (nn.LayerNorm(6), np.ones((2, 5), f32), r"LayerNorm\(6\)", "6", "LayerNorm(5)"),
+    "rms_norm": (nn.RMSNorm(6), np.ones((2, 5), f32), r"RMSNorm\(6\)", "6", "RMSNorm(5)"),
+    "group_norm": (nn.GroupNorm(2, 6), np.ones((2, 5, 3), f32), "GroupNorm", "6", "5 channels"),
     "embedding floats": (
         nn.Embedding(5, 3),
         np.ones((2,), f32),
@@ -266,6 +266,14 @@ BAD = {
         "integers",
         "x.astype('int64')",
     ),
+    "embedding negative": (
+        nn.Embedding(5, 3),
+        np.array([1, -1]),
+        r"Embedding\(5, 3\)",
+        "index -1 is outside of the 5 rows",
+        "from 0 to 4",
+    ),
+    "dropout2d axes": (nn.Dropout2d(), np.ones((2, 3), f32), "Dropout2d", r"\(N, C, ...\)", "x[None]"),
     "dropout ints": (nn.Dropout(), np.ones((2,), np.int64), "Dropout", "int64", "astype('float32')"),
     "flatten": (nn.Flatten(), np.ones((2,), f32), r"Flatten\(\)", "axes 1", "x[None]"),
     "not an array": (nn.Linear(5, 7), {"a": 1}, "Linear", "array", ""),
@@ -283,6 +291,49 @@ def test_wrong_input_names_layer_line_and_fix(name):
     assert fix in text
 
 
+@pytest.mark.parametrize("indices", [[0, 5], [-1, 0]])
+@pytest.mark.parametrize("dtype", ["int8", "int64"])
+def test_index_outside_an_embedding_is_an_error_in_compiled_code_too(indices, dtype):
+    layer = nn.Embedding(5, 3)
+    run = fgrad.jit(lambda params, x: layer(params, x))
+    params = layer.init(random.key(0))
+    np.testing.assert_array_equal(run(params, np.array([4, 0], dtype)), params["weight"][np.array([4, 0])])
+    with pytest.raises(FgradError, match="out of bounds for axis 0 with size 5"):
+        np.asarray(run(params, np.array(indices, dtype)))
+
+
+LAYERS_WITH_PARAMS = [
+    nn.Linear(4, 3),
+    nn.Conv2d(4, 3, 1),
+    nn.ConvTranspose2d(4, 3, 1),
+    nn.BatchNorm2d(4),
+    nn.LayerNorm(4),
+    nn.RMSNorm(4),
+    nn.GroupNorm(2, 4),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS_WITH_PARAMS, ids=lambda layer: type(layer).__name__)
+def test_params_of_another_shape_are_not_broadcast(layer):
+    x = np.ones((2, 4, 4, 4), f32)
+    params, state = layer.init(random.key(0)), layer.init_state()
+    layer.apply(params, state, x)
+    for name in params:
+        wrong = {**params, name: params[name].reshape(-1)[:1]}
+        with pytest.raises(FgradError, match=rf"{type(layer).__name__}.*param '{name}' is float32\[1\]"):
+            layer.apply(wrong, state, x)
+
+
+def test_wrong_state_of_batch_norm():
+    layer, x = nn.BatchNorm1d(3), np.ones((2, 3), f32)
+    params = layer.init(random.key(0))
+    for train in (False, True):
+        with pytest.raises(FgradError, match="state has no 'running_mean'; found: none"):
+            layer.apply(params, {}, x, train=train)
+        with pytest.raises(FgradError, match=r"state 'running_mean' is float32\[1\]"):
+            layer.apply(params, nn.BatchNorm1d(1).init_state(), x, train=train)
+
+
 @pytest.mark.parametrize(
     "make, text",
     [
@@ -290,7 +341,19 @@ def test_wrong_input_names_layer_line_and_fix(name):
         (lambda: nn.Linear(3, 2.5), "out_features must be a positive int"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "not divisible by groups=2"),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "int or 2 ints"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="sam"), "'same' or 'valid'"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=-1), "int of at least 0"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=(1, 1, 1)), "2 of them"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, output_padding=1), "less than stride=1"),
         (lambda: nn.MaxPool2d(2, padding=2), "at most half"),
+        (lambda: nn.MaxPool2d((2, 2, 2)), "int or 2 ints"),
+        (lambda: nn.AdaptiveAvgPool2d(0), "positive int"),
+        (lambda: nn.AdaptiveAvgPool2d((1, 2, 3)), "int or 2 ints"),
+        (lambda: nn.LayerNorm(2.5), "positive int"),
+        (lambda: nn.RMSNorm((3, 0)), "positive int"),
+        (lambda: nn.Dropout("0.5"), "between 0 and 1"),
+        (lambda: nn.gelu(np.ones(3, f32), "erf"), "'none' or 'tanh'"),
+        (lambda: nn.Sequential([nn.ReLU()]), "unpack it"),
         (lambda: nn.Dropout(1.5), "between 0 and 1"),
         (lambda: nn.Embedding(5, 3, padding_idx=7), "outside 5 rows"),
         (lambda: nn.GroupNorm(4, 6), "do not make 4 groups"),

@@ -1,5 +1,7 @@
 """Networks made of layers: names, state, keys, transforms, and calls that go wrong."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ import fgrad
 import fgrad.numpy as fnp
 import fgrad_nn as nn
 from fgrad import random
-from fgrad.errors import FgradTypeError, FgradValueError
+from fgrad.errors import FgradError, FgradTypeError, FgradValueError
 
 f32 = np.float32
 
@@ -200,3 +202,26 @@ def test_wrong_calls(net):
             np.ones((1, 3), f32),
             train=True,
         )
+
+
+def test_params_of_the_wrong_layer_in_forward():
+    class Net(nn.Module):
+        def __init__(self, choose):
+            self.choose, self.blocks = choose, [nn.Linear(2, 2)]
+
+        def forward(self, p, x):
+            return self.blocks[0](*self.choose(p, x))
+
+    for choose, text in [
+        (lambda p, x: (x,), r'call layer\(p\["blocks"\]\["0"\], x\)'),
+        (lambda p, x: (p, x), r'pass this layer.s part of the params: p\["blocks"\]\["0"\]'),
+        (lambda p, x: (p["block"], x), r"Net: there are no params 'block'; found: blocks"),
+    ]:
+        net = Net(choose)
+        with pytest.raises(FgradError, match=text):
+            net(net.init(random.key(0)), np.ones((1, 2), "float32"))
+
+
+def test_help_shows_the_arguments_of_a_layer():
+    assert list(inspect.signature(nn.Conv2d).parameters)[:3] == ["in_channels", "out_channels", "kernel_size"]
+    assert not inspect.signature(nn.ReLU).parameters

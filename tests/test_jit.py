@@ -253,7 +253,7 @@ def test_unaligned_and_big_endian_inputs():
     f = fgrad.jit(lambda x: x * 2)
     np.testing.assert_array_equal(f(unaligned), X * 2)
     np.testing.assert_array_equal(f(X.astype(">f4")), X * 2)
-    np.testing.assert_array_equal(f(np.matrix(X)), X[None] * 2)
+    np.testing.assert_array_equal(f(np.ma.array(X)), X * 2)
 
 
 def test_scalars_and_empty_arrays():

@@ -59,9 +59,10 @@ STEP_CYCLES = 60_000  # a step below this is not worth handing out
 REGION_CYCLES = (
     350_000  # nor is a stretch of native code with less to hand out than this worth waking threads for
 )
-_PIECE_CYCLES = 25_000
+_PIECE_CYCLES = 50_000
 MOST_PIECES = 32
 _MOST_PARTIALS = 8
+_COPY_CYCLES = 0.2  # a byte
 _OVERHEAD = 1.1  # pieces may cost this much more than the whole
 
 
@@ -96,11 +97,11 @@ class ContractPieces:
 def pieces_of(step: Step) -> Pieces | ContractPieces | None:
     """How a step is handed out, or None if it runs on the calling thread alone."""
     if isinstance(step, KernelStep):
-        return kernel_pieces(step.kernel)
+        return step.kernel.meta.get("pieces")
     if isinstance(step, ContractStep):
         return step.meta.get("pieces")
     if isinstance(step, CopyStep):
-        cycles = step.dst.nbytes * 0.2
+        cycles = _COPY_CYCLES * step.dst.nbytes
         return _cut(step.dst.nbytes, cycles, 4096) if cycles >= 4 * STEP_CYCLES else None
     return None
 
@@ -121,7 +122,9 @@ def worth_threads(steps: Sequence[Step]) -> bool:
 
 
 def split_work(program: Program, target: TargetInfo) -> None:
-    """Cut the contractions and blocked sums of a program whose contractions are planned."""
+    """Cut the steps of a program whose contractions are planned; if all of them together are worth it."""
+    if _large(program.body.steps) < REGION_CYCLES:
+        return
 
     def visit(block: Block) -> None:
         steps: list[Step] = []
@@ -135,8 +138,28 @@ def split_work(program: Program, target: TargetInfo) -> None:
             else:
                 steps.append(step)
         block.steps[:] = steps
+        for step in steps:
+            if isinstance(step, KernelStep):
+                step.kernel.meta["pieces"] = _kernel_pieces(step.kernel)
 
     visit(program.body)
+
+
+def _large(steps: Iterable[Step]) -> float:
+    """Cycles of the steps that might be cut."""
+    total = 0.0
+    for step in steps:
+        cycles = 0.0
+        if isinstance(step, KernelStep):
+            cycles = _cycles(step.kernel)
+        elif isinstance(step, ContractStep):
+            cycles = step.meta["plan"].cycles
+        elif isinstance(step, CopyStep):
+            cycles = _COPY_CYCLES * step.dst.nbytes
+        times = step.length if isinstance(step, ForStep) else 1
+        total += cycles if cycles >= STEP_CYCLES else 0.0
+        total += times * sum(_large(block.steps) for block in nested_blocks(step))
+    return total
 
 
 def _cut(extent: int, cycles: float, multiple: int = 1) -> Pieces | None:
@@ -154,14 +177,8 @@ def _cycles(kernel: Kernel) -> float:
     return max(0.1 * kernel.flops, 0.05 * kernel.bytes)
 
 
-def kernel_pieces(kernel: Kernel) -> Pieces | None:
-    """Ranges of the outermost loop, if its iterations are independent and there is enough to do. Kept on the kernel."""
-    if "pieces" not in kernel.meta:
-        kernel.meta["pieces"] = _kernel_pieces(kernel)
-    return kernel.meta["pieces"]
-
-
 def _kernel_pieces(kernel: Kernel) -> Pieces | None:
+    """Ranges of the outermost loop, if its iterations are independent and there is enough to do."""
     cycles = _cycles(kernel)
     if cycles < STEP_CYCLES or len(kernel.body) != 1 or not isinstance(kernel.body[0], Loop):
         return None

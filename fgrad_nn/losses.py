@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 import fgrad.numpy as fnp
-from fgrad import Array, TracerError, lax
+from fgrad import Array, lax
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.special import softplus
+from fgrad_nn.values import known
 
 __all__ = ["bce", "bce_with_logits", "cross_entropy", "huber", "kl_div", "l1", "mse", "nll", "smooth_l1"]
 
@@ -29,16 +28,24 @@ def _reduced(call: str, losses: Array, reduction: str, weight: Array | None = No
     raise FgradValueError(message(call, f"reduction={reduction!r}", "use 'mean', 'sum' or 'none'"))
 
 
-def _float(call: str, name: str, x: Any) -> Array:
-    x = fnp.asarray(x)
-    if x.dtype.kind in "iub":
-        raise FgradTypeError(
-            message(
-                call,
-                f"{name} must be floating point, got {describe(x)}",
-                f"convert: {name}.astype('float32')",
-            )
+def _array(call: str, name: str, x: Any) -> Any:
+    try:
+        return fnp.asarray(x)
+    except (TypeError, ValueError) as e:
+        problem = f"{name} must be an array, got {describe(x)}"
+        raise FgradTypeError(message(call, problem, "convert it with fgrad.numpy.asarray")) from e
+
+
+def _float(call: str, name: str, x: Any) -> Any:
+    x = _array(call, name, x)
+    if x.dtype.kind in "iubc":
+        problem = f"{name} must be real floating point, got {describe(x)}"
+        fix = (
+            "take its real part, or its absolute value"
+            if x.dtype.kind == "c"
+            else "convert: x.astype('float32')"
         )
+        raise FgradTypeError(message(call, problem, fix))
     return x
 
 
@@ -64,12 +71,12 @@ def _check_labels(call: str, x: Array, labels: Array, axis: int) -> None:
                 call, f"scores {describe(x)} need labels of shape {expected}, got {describe(labels)}", hint
             )
         )
-    try:
-        known = np.asarray(labels)
-    except TracerError:
+    values = known(labels)
+    if values is None:
         return
-    if known.size and not (known.min() >= 0 and known.max() < x.shape[axis]):
-        bad = known[(known < 0) | (known >= x.shape[axis])].flat[0]
+    outside = values[(values < 0) | (values >= x.shape[axis])]
+    if outside.size:
+        bad = outside.flat[0]
         raise FgradValueError(
             message(
                 call,
@@ -99,7 +106,11 @@ def _along(weight: Any, x: Array, axis: int, call: str) -> Array:
     table = fnp.asarray(weight).astype(x.dtype)
     if table.shape != (x.shape[axis],):
         raise FgradTypeError(
-            message(call, f"weight must have shape ({x.shape[axis]},), one a class, got {describe(table)}")
+            message(
+                call,
+                f"weight must have shape ({x.shape[axis]},), got {describe(table)}",
+                "give one factor for each class",
+            )
         )
     return table.reshape((-1, *[1] * (x.ndim - axis - 1)))
 
@@ -118,7 +129,7 @@ def cross_entropy(
     A label that is no class is an error; under `jit`, where it cannot be seen, it gives NaN.
     """
     call = "cross_entropy"
-    x, labels = _float(call, "logits", logits), fnp.asarray(labels)
+    x, labels = _float(call, "logits", logits), _array(call, "labels", labels)
     if x.ndim == 0:
         raise FgradTypeError(message(call, f"logits need a class axis, got {describe(x)}"))
     if not 0 <= label_smoothing <= 1:
@@ -160,7 +171,7 @@ def cross_entropy(
 
 def nll(log_probs: Any, labels: Any, *, weight: Any = None, reduction: str = "mean") -> Array:
     """-log_probs at the label: the cross entropy of log-probabilities (N, C), (N, C, ...) or (C,)."""
-    x, labels = _float("nll", "log_probs", log_probs), fnp.asarray(labels)
+    x, labels = _float("nll", "log_probs", log_probs), _array("nll", "labels", labels)
     if labels.dtype.kind not in "iu":
         raise FgradTypeError(
             message(
@@ -183,7 +194,9 @@ def nll(log_probs: Any, labels: Any, *, weight: Any = None, reduction: str = "me
 
 
 def _pair(call: str, pred: Any, target: Any) -> tuple[Array, Array]:
-    x, y = _float(call, "the prediction", pred), fnp.asarray(target)
+    x, y = _float(call, "the prediction", pred), _array(call, "the target", target)
+    if y.dtype.kind == "c":
+        raise FgradTypeError(message(call, f"the target is {describe(y)}", "take its real part"))
     if x.shape != y.shape:
         hint = "broadcasting would compare every prediction with every target: give them one shape"
         if x.size == y.size:
@@ -192,6 +205,21 @@ def _pair(call: str, pred: Any, target: Any) -> tuple[Array, Array]:
             message(call, f"prediction {describe(x)} and target {describe(y)} differ in shape", hint)
         )
     return x, y.astype(x.dtype)
+
+
+def _factor(call: str, name: str, value: Any, x: Array) -> Any:
+    """Factors of the elements of `x`; they may not make the loss any larger than it."""
+    value = _array(call, name, value)
+    fits = value.ndim <= x.ndim and all(n in (1, m) for n, m in zip(value.shape[::-1], x.shape[::-1]))
+    if not fits:
+        problem = f"{name} {describe(value)} does not broadcast to the prediction {describe(x)}"
+        raise FgradTypeError(message(call, problem, "give it the prediction's shape, or axes of length 1"))
+    return value.astype(x.dtype)
+
+
+def _positive(call: str, name: str, value: float) -> None:
+    if not value > 0:
+        raise FgradValueError(message(call, f"{name}={value!r}", f"{name} must be greater than 0"))
 
 
 def mse(pred: Any, target: Any, *, reduction: str = "mean") -> Array:
@@ -208,6 +236,7 @@ def l1(pred: Any, target: Any, *, reduction: str = "mean") -> Array:
 
 def huber(pred: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Array:
     """d² / 2 up to |d| = delta, from there on delta * (|d| - delta / 2), for d = pred - target."""
+    _positive("huber", "delta", delta)
     x, y = _pair("huber", pred, target)
     d = fnp.abs(x - y)
     return _reduced("huber", fnp.where(d < delta, 0.5 * d * d, delta * (d - 0.5 * delta)), reduction)
@@ -217,14 +246,23 @@ def smooth_l1(pred: Any, target: Any, *, beta: float = 1.0, reduction: str = "me
     """`huber` divided by its delta."""
     if beta == 0:
         return l1(pred, target, reduction=reduction)
+    _positive("smooth_l1", "beta", beta)
     x, y = _pair("smooth_l1", pred, target)
     d = fnp.abs(x - y)
     return _reduced("smooth_l1", fnp.where(d < beta, 0.5 / beta * d * d, d - 0.5 * beta), reduction)
 
 
 def bce(probs: Any, target: Any, *, weight: Any = None, reduction: str = "mean") -> Array:
-    """Binary cross entropy of probabilities: -(y log p + (1 - y) log(1 - p)), each logarithm at least -100."""
+    """Binary cross entropy of probabilities: -(y log p + (1 - y) log(1 - p)), each logarithm at least -100.
+
+    Targets are 0 to 1. A probability outside of 0 to 1 is an error; under `jit`, where it cannot be seen, it gives NaN.
+    """
     p, y = _pair("bce", probs, target)
+    values = known(p)
+    if values is not None and ((values < 0) | (values > 1)).any():
+        bad = values[(values < 0) | (values > 1)].flat[0]
+        problem = f"{bad:g} in {describe(p)} is not a probability"
+        raise FgradValueError(message("bce", problem, "apply nn.sigmoid, or better use bce_with_logits"))
 
     def log(v: Array) -> Array:
         small = v <= 1e-38
@@ -233,17 +271,23 @@ def bce(probs: Any, target: Any, *, weight: Any = None, reduction: str = "mean")
         )
 
     losses = -(y * log(p) + (1 - y) * log(1 - p))
-    return _reduced("bce", losses if weight is None else losses * weight, reduction)
+    losses = fnp.where((p >= 0) & (p <= 1), losses, fnp.full((), float("nan"), p.dtype))
+    return _reduced(
+        "bce", losses if weight is None else losses * _factor("bce", "weight", weight, p), reduction
+    )
 
 
 def bce_with_logits(
     logits: Any, target: Any, *, weight: Any = None, pos_weight: Any = None, reduction: str = "mean"
 ) -> Array:
     """`bce` of sigmoid(logits), without overflow. `pos_weight` multiplies the loss of positive targets."""
-    x, y = _pair("bce_with_logits", logits, target)
-    factor = 1 if pos_weight is None else 1 + (pos_weight - 1) * y
+    call = "bce_with_logits"
+    x, y = _pair(call, logits, target)
+    factor = 1 if pos_weight is None else 1 + (_factor(call, "pos_weight", pos_weight, x) - 1) * y
     losses = (1 - y) * x + factor * softplus(-x)
-    return _reduced("bce_with_logits", losses if weight is None else losses * weight, reduction)
+    return _reduced(
+        call, losses if weight is None else losses * _factor(call, "weight", weight, x), reduction
+    )
 
 
 def kl_div(log_probs: Any, target: Any, *, log_target: bool = False, reduction: str = "mean") -> Array:
@@ -259,5 +303,7 @@ def kl_div(log_probs: Any, target: Any, *, log_target: bool = False, reduction: 
         log_y = fnp.log(fnp.where(none, fnp.ones((), y.dtype), y))
         losses = fnp.where(none, fnp.zeros((), y.dtype), y * (log_y - x))
     if reduction == "batchmean":
+        if x.ndim == 0:
+            raise FgradTypeError(message("kl_div", f"{describe(x)} has no batch axis", "use reduction='sum'"))
         return fnp.sum(losses) / x.shape[0]
     return _reduced("kl_div", losses, reduction)

@@ -10,6 +10,9 @@ from fgrad.errors import FgradValueError, message
 from fgrad_nn.optim.base import (
     Optimizer,
     Rate,
+    check_at_least_0,
+    check_fraction,
+    check_state,
     checked_rate,
     first_step,
     map_leaves,
@@ -42,15 +45,18 @@ def adamw(
 def _adam(
     call: str, lr: Rate, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
 ) -> Optimizer:
-    b1, b2 = betas
     checked_rate(call, lr)
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise FgradValueError(message(call, f"betas={betas} must lie in [0, 1)"))
+    check_at_least_0(call, eps=eps, weight_decay=weight_decay)
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise FgradValueError(message(call, f"betas={betas!r}", "give two numbers: betas=(0.9, 0.999)"))
+    b1, b2 = betas
+    check_fraction(call, **{"betas[0]": b1, "betas[1]": b2})
 
     def init(params: Any) -> AdamState:
         return AdamState(first_step(), zeros_like(params), zeros_like(params))
 
     def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
+        check_state(call, state, AdamState)
         step = state.step + 1
         rate = rate_at(lr, state.step)
         # 1 - 0.999**1 has four digits left in float32; these two scalars cost nothing in float64.

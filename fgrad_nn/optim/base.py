@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import fgrad.numpy as fnp
@@ -38,9 +39,37 @@ def rate_at(rate: Rate, step: Array) -> Any:
 
 
 def checked_rate(call: str, rate: Rate) -> Rate:
-    if isinstance(rate, (int, float)) and not rate >= 0:
-        raise FgradValueError(message(call, f"the learning rate must not be negative, got {rate}"))
+    if isinstance(rate, Mapping):
+        problem = "lr is a dict: the parameters are not passed here"
+        raise FgradTypeError(message(call, problem, f"opt = {call}(1e-3); state = opt.init(params)"))
+    if not callable(rate):
+        check_at_least_0(call, lr=rate)
     return rate
+
+
+def check_at_least_0(call: str, **values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, numbers.Real):
+            if not float(value) >= 0:
+                problem = f"{name}={value!r} is not a number of at least 0"
+                raise FgradValueError(message(call, problem, f"pass {name}={abs(float(value))}, for one"))
+        elif getattr(value, "shape", None) != ():
+            raise FgradTypeError(message(call, f"{name}={describe(value)} is not a number", "pass a number"))
+
+
+def check_fraction(call: str, **values: Any) -> None:
+    """Factors of running means."""
+    for name, value in values.items():
+        if not (isinstance(value, numbers.Real) and 0 <= float(value) < 1):
+            raise FgradValueError(message(call, f"{name}={value!r}", f"{name} must lie in [0, 1)"))
+
+
+def check_state(call: str, state: Any, kind: type) -> None:
+    """`state` is the one that this optimizer makes."""
+    if not isinstance(state, kind):
+        got = type(state).__name__
+        fix = "the order is opt.update(grads, state, params), with state = opt.init(params) of the same optimizer"
+        raise FgradTypeError(message(call, f"the state must be {kind.__name__}, got {got}", fix))
 
 
 def first_step() -> Array:
@@ -52,22 +81,29 @@ def zeros_like(params: Any) -> Any:
     return tree.map(fnp.zeros_like, params)
 
 
-def map_leaves(call: str, f: Callable[..., Any], grads: Any, *rest: Any) -> Any:
-    """`f` on corresponding leaves, after a check that gradients, params and state belong together."""
-    wanted = tree.structure(grads)
+def map_leaves(
+    call: str,
+    f: Callable[..., Any],
+    first: Any,
+    *rest: Any,
+    kinds: tuple[str, str] = ("gradients", "params (or state)"),
+    fix: str = "make the state by opt.init(params) with the params that are trained",
+) -> Any:
+    """`f` on corresponding leaves, after a check that the trees (`kinds` names them) belong together."""
+    wanted = tree.structure(first)
     for other in rest:
         if other is None:
             raise FgradTypeError(
                 message(call, "update needs the params", "call opt.update(grads, state, params)")
             )
         if tree.structure(other) != wanted:
-            problem = (
-                f"gradients and params (or state) differ in structure: {names(grads)} and {names(other)}"
-            )
-            raise FgradTypeError(
-                message(call, problem, "make the state by opt.init(params) with the params that are trained")
-            )
-    return tree.map(f, grads, *rest)
+            problem = f"{kinds[0]} and {kinds[1]} differ in structure: {names(first)} and {names(other)}"
+            raise FgradTypeError(message(call, problem, fix))
+        for (name, a), b in zip(tree.leaves_with_path(first), tree.leaves(other)):
+            if fnp.shape(a) != fnp.shape(b):
+                problem = f"'{name}' is {describe(a)} in the {kinds[0]} and {describe(b)} in the {kinds[1]}"
+                raise FgradTypeError(message(call, problem, fix))
+    return tree.map(f, first, *rest)
 
 
 def names(value: Any) -> str:
@@ -87,24 +123,30 @@ def apply_updates(params: Any, updates: Any) -> Any:
     """`params + updates`, each leaf in its own dtype."""
 
     def add(p: Array, u: Array) -> Array:
-        if u.shape != p.shape:
-            raise FgradTypeError(
-                message("apply_updates", f"an update {describe(u)} for a parameter {describe(p)}")
-            )
         return (p + u).astype(p.dtype)
 
-    return map_leaves("apply_updates", add, params, updates)
+    fix = "the order is apply_updates(params, updates), with updates from opt.update(grads, state, params)"
+    return map_leaves("apply_updates", add, params, updates, kinds=("params", "updates"), fix=fix)
 
 
 def chain(*optimizers: Optimizer) -> Optimizer:
     """Transformations in order: each gets the updates of the one before."""
+    for i, o in enumerate(optimizers):
+        if not (callable(getattr(o, "init", None)) and callable(getattr(o, "update", None))):
+            problem = f"argument {i} is {getattr(o, '__name__', None) or describe(o)}, not an optimizer"
+            raise FgradTypeError(
+                message("chain", problem, "call it first: chain(clip_by_global_norm(1.0), adam(1e-3))")
+            )
 
     def init(params: Any) -> Any:
         return tuple(o.init(params) for o in optimizers)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if type(state) is not tuple or len(state) != len(optimizers):
+            problem = f"the state must be a tuple of {len(optimizers)} states, got {type(state).__name__}"
+            raise FgradTypeError(message("chain", problem, "make it by opt.init(params) of this chain"))
         new = []
-        for o, s in zip(optimizers, state, strict=True):
+        for o, s in zip(optimizers, state):
             grads, s = o.update(grads, s, params)
             new.append(s)
         return grads, tuple(new)
@@ -125,6 +167,7 @@ def global_norm(values: Any) -> Array:
 
 def clip_by_global_norm(max_norm: float) -> Optimizer:
     """Gradients scaled down where their `global_norm` exceeds `max_norm`, as `torch.nn.utils.clip_grad_norm_` does it."""
+    check_at_least_0("clip_by_global_norm", max_norm=max_norm)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         factor = fnp.minimum(max_norm / (global_norm(grads) + 1e-6), 1.0)
@@ -135,6 +178,7 @@ def clip_by_global_norm(max_norm: float) -> Optimizer:
 
 def clip_by_value(limit: float) -> Optimizer:
     """Each element of the gradients limited to ±limit."""
+    check_at_least_0("clip_by_value", limit=limit)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return tree.map(lambda g: fnp.clip(g, -limit, limit), grads), state
@@ -144,6 +188,7 @@ def clip_by_value(limit: float) -> Optimizer:
 
 def add_decayed_weights(weight_decay: float) -> Optimizer:
     """weight_decay * params added to the gradients: an L2 penalty."""
+    check_at_least_0("add_decayed_weights", weight_decay=weight_decay)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return map_leaves("add_decayed_weights", lambda g, p: g + weight_decay * p, grads, params), state

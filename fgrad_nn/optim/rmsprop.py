@@ -6,7 +6,18 @@ from typing import Any, NamedTuple
 
 import fgrad.numpy as fnp
 from fgrad import Array
-from fgrad_nn.optim.base import Optimizer, Rate, checked_rate, first_step, map_leaves, rate_at, zeros_like
+from fgrad.errors import FgradValueError, message
+from fgrad_nn.optim.base import (
+    Optimizer,
+    Rate,
+    check_at_least_0,
+    check_state,
+    checked_rate,
+    first_step,
+    map_leaves,
+    rate_at,
+    zeros_like,
+)
 
 
 class RMSPropState(NamedTuple):
@@ -29,6 +40,9 @@ def rmsprop(
     `centered` subtracts the squared running mean under the root. As `torch.optim.RMSprop`.
     """
     checked_rate("rmsprop", lr)
+    check_at_least_0("rmsprop", eps=eps, weight_decay=weight_decay, momentum=momentum)
+    if not 0 <= alpha <= 1:
+        raise FgradValueError(message("rmsprop", f"alpha={alpha!r}", "alpha must lie in [0, 1]"))
 
     def init(params: Any) -> RMSPropState:
         return RMSPropState(
@@ -39,6 +53,7 @@ def rmsprop(
         )
 
     def update(grads: Any, state: RMSPropState, params: Any = None) -> tuple[Any, RMSPropState]:
+        check_state("rmsprop", state, RMSPropState)
         rate = rate_at(lr, state.step)
         if weight_decay:
             grads = map_leaves("rmsprop", lambda g, p: g + weight_decay * p, grads, params)

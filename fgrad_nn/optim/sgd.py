@@ -10,6 +10,8 @@ from fgrad.errors import FgradValueError, message
 from fgrad_nn.optim.base import (
     Optimizer,
     Rate,
+    check_at_least_0,
+    check_state,
     checked_rate,
     first_step,
     map_leaves,
@@ -33,6 +35,7 @@ def sgd(
     As `torch.optim.SGD`.
     """
     checked_rate("sgd", lr)
+    check_at_least_0("sgd", momentum=momentum, weight_decay=weight_decay)
     if nesterov and (momentum <= 0 or dampening != 0):
         raise FgradValueError(
             message("sgd", "nesterov needs a momentum and no dampening", "pass momentum=0.9, for one")
@@ -42,6 +45,7 @@ def sgd(
         return SGDState(first_step(), zeros_like(params) if momentum else None)
 
     def update(grads: Any, state: SGDState, params: Any = None) -> tuple[Any, SGDState]:
+        check_state("sgd", state, SGDState)
         rate = rate_at(lr, state.step)
         if weight_decay:
             grads = map_leaves("sgd", lambda g, p: g + weight_decay * p, grads, params)

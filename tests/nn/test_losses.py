@@ -167,6 +167,12 @@ def test_label_outside_gives_nan_when_compiled():
     assert np.isnan(np.asarray(loss)).tolist() == [False, True]
 
 
+def test_what_is_no_probability_gives_nan_when_compiled():
+    p = np.array([0.5, 1.5, -0.5, np.nan], f32)
+    loss = fgrad.jit(lambda v: nn.bce(v, np.ones(4, f32), reduction="none"))(p)
+    assert np.isnan(np.asarray(loss)).tolist() == [False, True, True, True]
+
+
 x23 = np.zeros((2, 3), f32)
 
 
@@ -197,10 +203,22 @@ x23 = np.zeros((2, 3), f32)
             "reduction='avg'",
             "'mean', 'sum' or 'none'",
         ),
-        (lambda: nn.cross_entropy(x23, np.array([1, 2]), weight=np.ones(2, f32)), "one a class", ""),
+        (
+            lambda: nn.cross_entropy(x23, np.array([1, 2]), weight=np.ones(2, f32)),
+            "shape (3,)",
+            "one factor for each",
+        ),
         (lambda: nn.cross_entropy(x23, np.array([1, 2]), label_smoothing=2), "between 0 and 1", ""),
         (lambda: nn.nll(x23, np.array([1.0, 2.0])), "class numbers", "astype('int64')"),
         (lambda: nn.mse(np.zeros((4, 1), f32), np.zeros(4, f32)), "differ in shape", "pred.reshape((4,))"),
+        (lambda: nn.mse(np.zeros(4, f32), np.zeros(4) * 1j), "complex128[4]", "real part"),
+        (lambda: nn.mse(np.zeros(4, f32), "target"), "the target must be an array", "asarray"),
+        (lambda: nn.cross_entropy(None, np.array([1])), "logits must be an array, got NoneType", "asarray"),
+        (lambda: nn.huber(x23, x23, delta=-1), "delta=-1", "greater than 0"),
+        (lambda: nn.smooth_l1(x23, x23, beta=-1), "beta=-1", "greater than 0"),
+        (lambda: nn.bce(x23 - 2, x23), "-2 in float32[2,3] is not a probability", "bce_with_logits"),
+        (lambda: nn.bce(x23, x23, weight=np.ones((3, 1), f32)), "does not broadcast", "prediction's shape"),
+        (lambda: nn.bce_with_logits(x23, x23, pos_weight=np.ones(2)), "does not broadcast", "length 1"),
         (lambda: nn.bce(np.zeros((4, 1), f32), np.zeros((4, 2), f32)), "differ in shape", "one shape"),
     ],
 )

@@ -175,7 +175,29 @@ def test_schedule_drives_the_optimizer(rng):
 @pytest.mark.parametrize(
     "call, text",
     [
-        (lambda: nn.sgd(-1.0), "must not be negative"),
+        (lambda: nn.sgd(-1.0), "lr=-1.0 is not a number of at least 0"),
+        (lambda: nn.sgd("0.1"), "lr=str '0.1' is not a number"),
+        (lambda: nn.adam({"w": np.ones(2, f32)}), r"opt = adam\(1e-3\)"),
+        (lambda: nn.sgd(0.1, momentum=-0.9), "momentum=-0.9"),
+        (lambda: nn.adam(eps=-1e-8), "eps=-1e-08"),
+        (lambda: nn.adam(betas=0.9), "give two numbers"),
+        (lambda: nn.adamw(weight_decay=-0.1), "weight_decay=-0.1"),
+        (lambda: nn.rmsprop(alpha=2), "alpha=2"),
+        (lambda: nn.clip_by_global_norm(-1), "max_norm=-1"),
+        (lambda: nn.clip_by_value(float("nan")), "limit=nan"),
+        (lambda: nn.chain(nn.clip_by_value, nn.sgd(0.1)), "argument 0 is clip_by_value, not an optimizer"),
+        (
+            lambda: nn.chain(nn.sgd(0.1), nn.sgd(0.1)).update({"w": np.ones(2, f32)}, nn.sgd(0.1).init({})),
+            "a tuple of 2 states, got SGDState",
+        ),
+        (
+            lambda: nn.adam(0.1).update({"w": np.ones(2, f32)}, nn.sgd(0.1).init({"w": np.ones(2, f32)})),
+            "the state must be AdamState, got SGDState",
+        ),
+        (
+            lambda: nn.adam(0.1).update({"w": np.ones(2, f32)}, nn.adam(0.1).init({"w": np.ones(1, f32)})),
+            r"'w' is float32\[2\] in the gradients and float32\[1\] in the params \(or state\)",
+        ),
         (lambda: nn.sgd(0.1, nesterov=True), "nesterov needs a momentum"),
         (lambda: nn.adam(0.1, betas=(0.9, 1.5)), "must lie in"),
         (lambda: nn.cosine_decay(0.1, 0), "steps must be at least 1"),
@@ -189,7 +211,10 @@ def test_schedule_drives_the_optimizer(rng):
             ),
             r"differ in structure: \(w\) and \(v\)",
         ),
-        (lambda: nn.apply_updates({"w": np.ones(2, f32)}, {"w": np.ones(3, f32)}), "for a parameter"),
+        (
+            lambda: nn.apply_updates({"w": np.ones(2, f32)}, {"w": np.ones(3, f32)}),
+            r"'w' is float32\[2\] in the params and float32\[3\] in the updates",
+        ),
     ],
 )
 def test_errors_say_what_to_do(call, text):

@@ -232,7 +232,7 @@ def dce(graph: Graph) -> Graph:
     needed = {a for a in graph.outputs if isinstance(a, Var)}
     kept: list[Eqn] = []
     for eqn in reversed(graph.eqns):
-        if eqn.prim.effects or any(v in needed for v in eqn.outputs):
+        if eqn.prim.effects or not needed.isdisjoint(eqn.outputs):
             kept.append(eqn)
             needed.update(a for a in eqn.inputs if isinstance(a, Var))
     kept.reverse()

@@ -86,8 +86,12 @@ class Trace:
         if self.values is None:
             return [Tracer(self, v) for v in outputs]
         with entering(self.outer), at_source(source):
-            result = bind(prim, *[self.value_of(a) for a in args], **params)
-        known = result if prim.multiple else (result,)
+            values = [self.value_of(a) for a in args]
+            known = (
+                self.outer[-1].record(prim, values, params)
+                if self.outer
+                else _run(prim, values, params, types)
+            )
         self.values.update(zip(outputs, known, strict=True))
         return [Tracer(self, v, x) for v, x in zip(outputs, known, strict=True)]
 
@@ -239,25 +243,35 @@ def leaked(x: Tracer) -> TracerError:
     )
 
 
-@contextmanager
-def entering(stack: tuple[Trace, ...]) -> Iterator[None]:
-    """Make `stack` the active traces."""
-    saved, _state.stack = _state.stack, stack
-    try:
-        yield
-    finally:
-        _state.stack = saved
+class entering:
+    """Make `stack` the active traces. (A class, as a generator costs three times as much, and this runs at every equation.)"""
+
+    __slots__ = ("saved", "stack")
+
+    def __init__(self, stack: tuple[Trace, ...]):
+        self.stack = stack
+
+    def __enter__(self) -> None:
+        self.saved, _state.stack = _state.stack, self.stack
+
+    def __exit__(self, *_: object) -> None:
+        _state.stack = self.saved
 
 
-@contextmanager
-def at_source(source: Source | None) -> Iterator[None]:
+class at_source:
     """Equations recorded inside, and errors, are attributed to `source`."""
-    saved = replayed.source
-    replayed.source = source or saved
-    try:
-        yield
-    finally:
-        replayed.source = saved
+
+    __slots__ = ("saved", "source")
+
+    def __init__(self, source: Source | None):
+        self.source = source
+
+    def __enter__(self) -> None:
+        self.saved = replayed.source
+        replayed.source = self.source or self.saved
+
+    def __exit__(self, *_: object) -> None:
+        replayed.source = self.saved
 
 
 @contextmanager
@@ -313,13 +327,17 @@ def bind(prim: Primitive, *args: Array, **params: Any) -> Any:
     return outs if prim.multiple else outs[0]
 
 
-def _run(prim: Primitive, args: Sequence[Array], params: dict[str, Any]) -> list[ConcreteArray]:
+def _run(
+    prim: Primitive, args: Sequence[Array], params: dict[str, Any], types: tuple[Type, ...] | None = None
+) -> list[ConcreteArray]:
+    """Carry out `prim` by its NumPy definition. `types`: of the results, if the caller knows them."""
     values = []
     for a in args:
         if isinstance(a, Tracer):
             raise leaked(a)
         values.append(a.data)  # type: ignore[attr-defined]
-    types = _checked_infer(prim, [a.type for a in args], params, replayed.source)
+    if types is None:
+        types = _checked_infer(prim, [a.type for a in args], params, replayed.source)
     with np.errstate(all="ignore"):
         result = prim.impl(*values, **params)
     results = result if prim.multiple else (result,)
@@ -416,7 +434,7 @@ def evaluate(graph: Graph, args: Sequence[Array], known: dict[Var, Array] | None
     needed = {a for a in graph.outputs if isinstance(a, Var) and a not in env}
     todo: list[Eqn] = []
     for eqn in reversed(graph.eqns):
-        if eqn.prim.effects or any(v in needed for v in eqn.outputs):
+        if eqn.prim.effects or not needed.isdisjoint(eqn.outputs):
             todo.append(eqn)
             needed.update(a for a in eqn.inputs if isinstance(a, Var) and a not in env)
 

@@ -50,6 +50,11 @@ def real_number(dtype: np.dtype) -> bool:
     return dtype != dtypes.bool_ and dtype not in dtypes.COMPLEX
 
 
+def argsort(axes: Sequence[int]) -> tuple[int, ...]:
+    """The positions of `axes` in increasing order (the inverse, if `axes` is a permutation)."""
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
 def full_like(x: Any, value: Any) -> Array:
     """An array of the shape and dtype of `x`, every element `value`."""
     return full(x.shape, value, x.dtype)
@@ -253,8 +258,7 @@ def _broadcast_type(x: Type, *, shape: tuple[int, ...], axes: tuple[int, ...]) -
 
 
 def _broadcast_impl(x: np.ndarray, *, shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
-    order = np.argsort(axes, kind="stable")
-    view = np.transpose(x, order)
+    view = x.transpose(argsort(axes))
     view = view.reshape([shape[i] if i in axes else 1 for i in range(len(shape))])
     return np.broadcast_to(view, shape)
 
@@ -262,7 +266,7 @@ def _broadcast_impl(x: np.ndarray, *, shape: tuple[int, ...], axes: tuple[int, .
 def _broadcast_transpose(ct: Array, x: Linear, *, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     summed = tuple(i for i in range(len(shape)) if i not in axes)
     ct = bind(reduce_sum_p, ct, axes=summed) if summed else ct
-    order = tuple(int(i) for i in np.argsort(np.argsort(axes)))
+    order = argsort(argsort(axes))
     return bind(transpose_p, ct, perm=order) if order != tuple(range(len(order))) else ct
 
 
@@ -317,7 +321,7 @@ def _transpose_type(x: Type, *, perm: tuple[int, ...]) -> Type:
 
 
 def _transpose_transpose(ct: Array, x: Linear, *, perm: tuple[int, ...]) -> Array:
-    return bind(transpose_p, ct, perm=tuple(int(i) for i in np.argsort(perm)))
+    return bind(transpose_p, ct, perm=argsort(perm))
 
 
 def _transpose_batch(

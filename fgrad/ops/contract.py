@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.errors import FgradTypeError, message
 from fgrad.ir import Type
-from fgrad.ops.builders import batch_operand, is_number, multilinear
+from fgrad.ops.builders import argsort, batch_operand, is_number, multilinear
 from fgrad.ops.structure import transpose
 from fgrad.trace import bind
 
@@ -46,11 +47,11 @@ def _dot_impl(a: np.ndarray, b: np.ndarray, *, dims: Dims) -> np.ndarray:
         a, b = a.astype(np.float32), b.astype(np.float32)
     batch = [a.shape[i] for i in ab]
     left, right = [a.shape[i] for i in af], [b.shape[i] for i in bf]
-    k = int(np.prod([a.shape[i] for i in ac], dtype=np.int64))
-    m, n = int(np.prod(left, dtype=np.int64)), int(np.prod(right, dtype=np.int64))
+    k = prod(a.shape[i] for i in ac)
+    m, n = prod(left), prod(right)
     x = a.transpose((*ab, *af, *ac)).reshape((*batch, m, k))
     y = b.transpose((*bb, *bc, *bf)).reshape((*batch, k, n))
-    return np.matmul(x, y).reshape((*batch, *left, *right)).astype(dtype)
+    return np.matmul(x, y).reshape((*batch, *left, *right)).astype(dtype, copy=False)
 
 
 def _grad_left(ct: Array, a: Any, b: Array, *, dims: Dims) -> Array:
@@ -61,7 +62,7 @@ def _grad_left(ct: Array, a: Any, b: Array, *, dims: Dims) -> Array:
     out = dot_general(ct, b, ((tuple(range(at, at + len(bf))), bf), (shared, bb)))
     # axes of `out`: batch, free of a, then the contracted axes in the order in which they stand in b
     where = [*ab, *af, *[ac[bc.index(i)] for i in sorted(bc)]]
-    return transpose(out, [int(i) for i in np.argsort(where)])
+    return transpose(out, argsort(where))
 
 
 def _grad_right(ct: Array, a: Array, b: Any, *, dims: Dims) -> Array:
@@ -73,7 +74,7 @@ def _grad_right(ct: Array, a: Array, b: Any, *, dims: Dims) -> Array:
     out = dot_general(a, ct, ((af, tuple(range(at, at + len(af)))), (ab, shared)))
     # axes of `out`: batch, the contracted axes in the order in which they stand in a, then the free axes of b
     where = [*bb, *[bc[ac.index(i)] for i in sorted(ac)], *bf]
-    return transpose(out, [int(i) for i in np.argsort(where)])
+    return transpose(out, argsort(where))
 
 
 def _dot_batch(

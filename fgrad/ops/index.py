@@ -17,7 +17,16 @@ from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.errors import FgradIndexError, FgradTypeError, FgradValueError, message
 from fgrad.ir import Linear, Primitive, Type, register
-from fgrad.ops.builders import batch_all, batch_operand, full, full_like, is_number, linear, real_number
+from fgrad.ops.builders import (
+    argsort,
+    batch_all,
+    batch_operand,
+    full,
+    full_like,
+    is_number,
+    linear,
+    real_number,
+)
 from fgrad.ops.elementwise import add, convert, div, eq, gt, maximum, minimum, mul, select
 from fgrad.ops.structure import (
     broadcast,
@@ -321,7 +330,7 @@ def _dynamic_slice_batch(
         return x, x_on
     out, _ = _gather_batch(size, (x, *idx), (x_on, *[True] * len(idx)), axes=axes)
     order = (*axes, *_rest(len(shape), axes))  # of the result's axes after the batch axis
-    return transpose(out, (0, *[int(i) + 1 for i in np.argsort(order)])), True
+    return transpose(out, (0, *[i + 1 for i in argsort(order)])), True
 
 
 def _dynamic_update_batch(size: int, args: Sequence[Array], batched: Sequence[bool]) -> tuple[Array, bool]:

@@ -63,7 +63,9 @@ class KernelStep(Step):
     kernel: Kernel
     args: tuple[Buf, ...]
     eqns: tuple[Eqn, ...] = ()
-    in_place: tuple[tuple[Buf, Buf], ...] = ()  # (written, read) pairs that may share bytes: same index read before written
+    in_place: tuple[
+        tuple[Buf, Buf], ...
+    ] = ()  # (written, read) pairs that may share bytes: same index read before written
 
     @property
     def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
@@ -174,11 +176,15 @@ class Program:
     outputs: tuple[Buf, ...]
     body: Block
     status: Buf | None = None
-    checks: list[tuple[str, Any]] = field(default_factory=list)  # status code k -> (what went wrong, Source): checks[k - 1]
+    checks: list[tuple[str, Any]] = field(
+        default_factory=list
+    )  # status code k -> (what went wrong, Source): checks[k - 1]
     donated: dict[int, int] = field(default_factory=dict)
     arena_bytes: int = 0
     offsets: dict[Buf, int] = field(default_factory=dict)  # temp root -> byte offset in the arena
-    placed: dict[int, int] = field(default_factory=dict)  # output j -> donated input whose bytes it is written to
+    placed: dict[int, int] = field(
+        default_factory=dict
+    )  # output j -> donated input whose bytes it is written to
 
 
 def nested_blocks(step: Step) -> tuple[Block, ...]:

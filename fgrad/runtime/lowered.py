@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from fgrad.codegen.cuda_source import cuda_source
-from fgrad.codegen.program import Buf, ContractStep, CopyStep, HostStep, KernelStep, Program, Step, nested_blocks, walk
+from fgrad.codegen.program import (
+    Buf,
+    ContractStep,
+    CopyStep,
+    HostStep,
+    KernelStep,
+    Program,
+    Step,
+    nested_blocks,
+    walk,
+)
 from fgrad.codegen.python_source import python_source
 from fgrad.ir import Graph
 from fgrad.passes import compile_graph, optimize
@@ -78,7 +88,11 @@ class Lowered:
         lines = [
             f"{self.name}: {len(self.graph.eqns)} equations traced, {len(self.optimized.eqns)} after the graph passes",
             f"  {len(kernels)} fused kernels, {len(contractions)} contractions, {sum(isinstance(s, CopyStep) for s in steps)} copies"
-            + (f", {len(host)} calls of NumPy ({', '.join(sorted({s.prim.name for s in host}))})" if host else ""),
+            + (
+                f", {len(host)} calls of NumPy ({', '.join(sorted({s.prim.name for s in host}))})"
+                if host
+                else ""
+            ),
             f"  {self.program.arena_bytes / 2**20:.2f} MiB arena, {self.peak_memory / 2**20:.2f} MiB with outputs",
         ]
         return "\n".join(lines)
@@ -91,7 +105,10 @@ class Lowered:
         lines += [f"input {i}: {_buf(b)}" for i, b in enumerate(program.inputs)]
         for j, b in enumerate(program.outputs):
             source = program.placed.get(j)
-            lines.append(f"output {j}: {_buf(b)}" + (f" in the memory of donated input {source}" if source is not None else ""))
+            lines.append(
+                f"output {j}: {_buf(b)}"
+                + (f" in the memory of donated input {source}" if source is not None else "")
+            )
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -204,7 +204,7 @@ def test_constants_and_dtypes():
         (lambda x: x.sum(axis=2), "sum: axis 2 is out of bounds"),
         (lambda x: x.sum(axis="a"), "axis must be an integer"),
         (lambda x: x.reshape(4), "6 elements, shape \\(4,\\) has 4"),
-        (lambda x: x.astype("U3"), "not supported"),
+        (lambda x: x.astype("U3"), "not a supported dtype"),
         (lambda x: x.view("float64"), "differ in width"),
     ],
 )

@@ -204,10 +204,15 @@ class _KernelEmitter:
         before, head = b.block, b.append_basic_block(f"{name}.body")
         b.branch(head)
         b.position_at_end(head)
-        start, stop = self.range[1:] if self.range and self.range[0] is stmt else (I64(0), I64(extent))
+        ranged = self.range is not None and self.range[0] is stmt
+        start, stop = self.range[1:] if self.range and ranged else (I64(0), I64(extent))
         index = b.phi(I64, name=name)
         index.add_incoming(start, before)
-        self.scopes.append({id(stmt.var): index})
+        here = index
+        if ranged and any(isinstance(s, Loop) for s in stmt.body):
+            # No change, but LLVM learns the range. Without, it cannot tell some stores apart and gives up vectors.
+            here = b.select(b.icmp_unsigned("<", index, I64(extent - 1)), index, I64(extent - 1))
+        self.scopes.append({id(stmt.var): here})
         self.block(stmt.body)
         self.scopes.pop()
         following = b.add(index, I64(1), name=f"{name}.next", flags=("nuw", "nsw"))
@@ -222,10 +227,14 @@ class _KernelEmitter:
         hints: list[list[Any]] = []
         # Where the largest element is (argmax) LLVM cannot vectorise, and would say so to the user when asked to.
         assigns = any(isinstance(s, Update) and s.op == "set" for s in stmt.body)
-        # Nor can it tell two stores to one buffer apart where the outermost loop has no constant bounds.
-        written = [s.buffer for s in stmt.body if isinstance(s, Store)]
-        unclear = self.range is not None and len(set(written)) < len(written)
-        if stmt.kind == "vector" and stmt.var.extent >= 4 and not (assigns or unclear):
+        # Nor, where the outermost loop has no constant bounds, can it keep a row and a column of one buffer apart.
+        steps: dict[Buffer, set[int]] = {}
+        for s in stmt.body:
+            if isinstance(s, Store) and isinstance(s.index, Affine):
+                step = sum(c for t, c in s.index.terms if t is stmt.var)
+                steps.setdefault(s.buffer, set()).add(step)
+        crossing = self.range is not None and any(len(found) > 1 for found in steps.values())
+        if stmt.kind == "vector" and stmt.var.extent >= 4 and not (assigns or crossing):
             hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
             lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
             reduces = any(isinstance(s, Update) for s in stmt.body)

@@ -89,6 +89,21 @@ def test_same_bits_for_any_number_of_threads(name):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * max(1.0, np.abs(a).max()))
 
 
+@pytest.mark.parametrize("size", [22, 23])
+def test_pieces_are_vectorised_as_the_whole(size, capfd, monkeypatch):
+    """LLVM warns where it was asked for vectors and gave up; it needs to know the range of the outermost loop."""
+    monkeypatch.setenv("FGRAD_CACHE", "0")
+
+    def loss(x):
+        return fnp.mean(lax.max_pool(x * x, (2, 2)))
+
+    (x,) = inputs((64, 32, size, size))
+    step = fgrad.jit(fgrad.grad(loss))
+    assert step.lower(x).compile().shares_work
+    step(x)
+    assert "not vectorized" not in capfd.readouterr().err
+
+
 def test_pieces_do_not_depend_on_the_number_of_threads():
     f, args, _ = CASES["convolution and gradients"]
     texts = []

@@ -31,7 +31,7 @@ net = nn.Sequential(
     nn.ReLU(),
     nn.Linear(128, 10),
 )
-optimizer = nn.adam(nn.cosine_decay(2e-3, STEPS))  # the steps get smaller towards the end
+optimizer = nn.adam(nn.cosine_decay(2e-3, STEPS, end=1e-5))  # the steps get smaller towards the end
 
 
 def loss_of(params, x, y):

@@ -6,6 +6,7 @@ Every exception raised on purpose derives from `FgradError` *and* from the built
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -39,11 +40,15 @@ class Source:
 
 class _Replayed(threading.local):
     source: Source | None = None
+    began: Source | None = None  # in a thread of the library: the user's line that it works for
 
 
 replayed = _Replayed()  # set while a transform works on an equation: errors name that equation's line
 
 _library_file: dict[str, bool] = {}
+
+# Python's own frames between the user and us: `with` blocks and threads.
+_AROUND_US = (contextlib.__file__, threading.__file__)
 
 
 def _is_library(filename: str) -> bool:
@@ -53,6 +58,7 @@ def _is_library(filename: str) -> bool:
             filename.startswith(_LIBRARY_DIRS)
             or filename.startswith("<frozen")
             or f"{os.sep}optree{os.sep}" in filename
+            or filename in _AROUND_US
         )
         _library_file[filename] = known
     return known
@@ -68,7 +74,7 @@ def user_source(scope: str = "") -> Source | None:
         if not generated and not _is_library(code.co_filename):
             return Source(code.co_filename, frame.f_lineno, code.co_name, scope)
         frame = frame.f_back  # type: ignore[assignment]
-    return None
+    return replayed.began
 
 
 class FgradError(Exception):

@@ -64,7 +64,8 @@ def save(
     the file's metadata, which are strings.
 
     Raises:
-        CheckpointError: a leaf that the format cannot hold, two leaves of one name, metadata that are not strings.
+        CheckpointError: a leaf that the format cannot hold, two leaves of one name, metadata that are not strings,
+            a file that cannot be written.
         ImportError: safetensors is not installed (extra ``data``).
     """
     _write("save", path, _named_arrays("save", tree), step, metadata)
@@ -97,16 +98,24 @@ def load(path: str | os.PathLike[str], *, nested: bool = True) -> dict[str, Any]
     return result
 
 
-def load_into(path: str | os.PathLike[str], like: Any) -> Any:
+def load_into(path: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any:
     """The arrays of a safetensors file in the structure of ``like``, each with the kind of the leaf it takes the place of.
 
     A leaf that is an fgrad array gives an fgrad array, a Python number gives a Python number, anything else with a
-    shape and a dtype gives a NumPy array.
+    shape and a dtype gives a NumPy array. With ``strict=False`` entries that ``like`` has no place for are left out.
+    A PyTorch ``state_dict`` with batch norm holds our params and our state under one set of names:
+
+        params = nn.load_into(path, net.init(key), strict=False)
+        state = nn.load_into(path, net.init_state(), strict=False)
 
     Raises:
-        CheckpointError: lists every entry that is missing, unexpected, or of another shape or dtype.
+        CheckpointError: lists every entry that is missing, unexpected (if ``strict``), or of another shape or dtype.
     """
-    return _fill("load_into", path, _read("load_into", path)[0], {"": like})[""]
+    flat = _read("load_into", path)[0]
+    if not strict:
+        places = {name for name, _ in pytree.leaves_with_path(like)}
+        flat = {name: array for name, array in flat.items() if name in places}
+    return _fill("load_into", path, flat, {"": like})[""]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -210,8 +219,13 @@ def _write(
             problem = f"metadata must map strings to strings, got {key!r}: {describe(text)}"
             raise CheckpointError(message(call, problem, "convert it with str() or json.dumps()"))
     safetensors = _safetensors(call)
-    with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, str(temporary), metadata=texts or None)
+    try:
+        with replacing(path) as temporary:
+            safetensors.numpy.save_file(arrays, str(temporary), metadata=texts or None)
+    except (OSError, safetensors.SafetensorError) as error:
+        problem = f"cannot write {os.fspath(path)}: {getattr(error, 'strerror', None) or error}"
+        fix = "give the path of a file in a folder that may be written to; what was there before is as it was"
+        raise CheckpointError(message(call, problem, fix)) from error
 
 
 def _read(call: str, path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -265,9 +279,9 @@ def _fill(
     problems = {"missing in the file": missing, "unexpected": sorted(unexpected), "different": different}
     if any(problems.values()):
         listed = "".join(f"\n    {title}: {_shorten(items)}" for title, items in problems.items() if items)
-        fix = (
-            "build the structure with the network that was saved, or read the file with load and pick from it"
-        )
+        fix = "build the structure with the network that was saved"
+        if unexpected and not missing and not different and call == "load_into":
+            fix += ", or leave them out with strict=False"
         raise CheckpointError(message(call, f"{os.fspath(path)} does not fit:{listed}", fix))
     return result
 

@@ -128,12 +128,16 @@ def read_checked(path: pathlib.Path, file: RemoteFile) -> bytes:
     """The bytes of a data file, if they are the published ones.
 
     Raises:
-        DataError: the file is missing, or has another size or SHA-256. It is left as it is.
+        DataError: the file is missing, unreadable, or has another size or SHA-256. It is left as it is.
     """
     if not path.exists():
         fix = "pass download=True, or set FGRAD_DATA_DIR (or root=) to the folder that has the data sets"
         raise DataError(message("read data", f"{path} does not exist", fix))
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror or error}"
+        raise DataError(message("read data", problem, "put the published file there")) from error
     wrong = _compare(len(data), hashlib.sha256(data).hexdigest(), file)
     if wrong is not None:
         kind = "truncated" if len(data) < file.size else "damaged or another file"

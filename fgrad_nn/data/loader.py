@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ import numpy as np
 import fgrad.numpy as fnp
 from fgrad import jit, random
 from fgrad.array import Array
-from fgrad.errors import FgradTypeError, FgradValueError, describe, message
-from fgrad_nn.data.transforms import takes_key
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message, replayed, user_source
+from fgrad_nn.data.transforms import check_transform, takes_key
 
 T = TypeVar("T")
 
@@ -51,9 +52,15 @@ class DataLoader:
         prefetch: int = 2,
     ):
         self.images, self.labels = _arrays(data)
-        if batch_size < 1 or prefetch < 0:
-            problem = f"batch_size={batch_size} and prefetch={prefetch}"
-            raise FgradValueError(message("DataLoader", problem, "take at least 1 and 0"))
+        for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
+            if not isinstance(value, numbers.Integral) or value < least:
+                problem = f"{name}={value!r} is not an int of at least {least}"
+                raise FgradValueError(message("DataLoader", problem, f"pass {name}={max(least, 2)}, for one"))
+        if transform is not None:
+            check_transform("DataLoader", transform)
+        if key is not None and not (hasattr(key, "dtype") and hasattr(key, "shape")):
+            problem = f"key={describe(key)} is not a random key"
+            raise FgradTypeError(message("DataLoader", problem, "make one: fgrad.random.key(0)"))
         self._keyed = transform is not None and takes_key(transform)
         if key is None and (shuffle or self._keyed):
             what = "shuffle=True" if shuffle else f"the transform {describe(transform)}"
@@ -96,10 +103,16 @@ class DataLoader:
             y = fnp.asarray(np.array(self.labels[index]))
             if self._program is None:
                 yield fnp.asarray(np.array(self.images[index])), y
-            elif self._keyed:
-                yield self._program(self.images[index], key, i), y
-            else:
-                yield self._program(self.images[index]), y
+                continue
+            x = (
+                self._program(self.images[index], key, i)
+                if self._keyed
+                else self._program(self.images[index])
+            )
+            if getattr(x, "shape", y.shape)[:1] != y.shape:
+                problem = f"the transform made {describe(x)} of {len(y)} images"
+                raise FgradValueError(message("DataLoader", problem, "give one result for each image"))
+            yield x, y
 
 
 def _arrays(data: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -125,8 +138,10 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     )  # one for each item that may be made; False: no more
     ready: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     stopped = threading.Event()
+    line = user_source()
 
     def work() -> None:
+        replayed.began = line  # what errors in this thread name, where no line of the user's is nearer
         try:
             while permits.get() and not stopped.is_set():
                 try:

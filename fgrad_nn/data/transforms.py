@@ -11,9 +11,12 @@ a batch is read once as bytes and written once as what the network takes.
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 import fgrad.numpy as fnp
 from fgrad import random
@@ -29,15 +32,12 @@ class Compose:
     transforms: Sequence[Callable[..., Any]]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.transforms, Sequence):
+            problem = f"{describe(self.transforms)} is not a list of transforms"
+            raise FgradTypeError(message("Compose", problem, "write Compose([ToFloat(), …])"))
         object.__setattr__(self, "transforms", tuple(self.transforms))
         for transform in self.transforms:
-            if not callable(transform):
-                problem = f"{describe(transform)} is not a transform"
-                raise FgradTypeError(message("Compose", problem, "give instances: Compose([ToFloat(), …])"))
-            if isinstance(transform, type):
-                problem = f"{transform.__name__} is a class"
-                fix = f"give an instance of it: {transform.__name__}(…)"
-                raise FgradTypeError(message("Compose", problem, fix))
+            check_transform("Compose", transform)
 
     @property
     def takes_key(self) -> bool:
@@ -53,6 +53,18 @@ class Compose:
         return images
 
 
+def check_transform(call: str, transform: Any) -> None:
+    """An instance, or a function."""
+    if not callable(transform):
+        problem = f"{describe(transform)} is not a transform"
+        raise FgradTypeError(
+            message(call, problem, "give a function of the images, or ToFloat() and its like")
+        )
+    if isinstance(transform, type):
+        problem = f"{transform.__name__} is a class"
+        raise FgradTypeError(message(call, problem, f"give an instance of it: {transform.__name__}(…)"))
+
+
 def takes_key(transform: Callable[..., Any]) -> bool:
     """Whether a transform draws random numbers: it says so itself, or has a parameter named ``key``."""
     said = getattr(transform, "takes_key", None)
@@ -64,6 +76,10 @@ class ToFloat:
     """Integers scaled from 0 … their largest value to 0 … 1 (uint8: divided by 255); floats only change dtype."""
 
     dtype: Any = "float32"
+
+    def __post_init__(self) -> None:
+        if canonical(self.dtype).kind not in "fV":  # V: bfloat16
+            raise FgradTypeError(message("ToFloat", f"dtype={self.dtype!r}", "give a floating point dtype"))
 
     def __call__(self, images: Any) -> Array:
         x, dtype = _batch("ToFloat", images), canonical(self.dtype)
@@ -82,10 +98,18 @@ class Normalize:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             value = getattr(self, name)
-            value = float(value) if isinstance(value, (int, float)) else tuple(map(float, value))
+            try:
+                value = tuple(map(float, value)) if np.ndim(value) else float(value)
+            except (TypeError, ValueError) as e:
+                problem = f"{name}={describe(value)}"
+                raise FgradTypeError(message("Normalize", problem, "give a number, or one a channel")) from e
             object.__setattr__(self, name, value)
+        if isinstance(self.mean, tuple) and isinstance(self.std, tuple) and len(self.mean) != len(self.std):
+            problem = f"{len(self.mean)} numbers in mean and {len(self.std)} in std"
+            raise FgradValueError(message("Normalize", problem, "give one for each channel"))
         if 0.0 in (self.std if isinstance(self.std, tuple) else (self.std,)):
-            raise FgradValueError(message("Normalize", f"std {self.std} would divide by zero"))
+            problem = f"std {self.std} would divide by zero"
+            raise FgradValueError(message("Normalize", problem, "give 1.0 for a channel that is constant"))
 
     def __call__(self, images: Any) -> Array:
         x = _batch("Normalize", images)
@@ -118,10 +142,21 @@ class RandomCrop:
     padding: int = 0
     fill: float = 0
 
+    def __post_init__(self) -> None:
+        sides = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        if len(sides) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in sides):
+            problem = f"size={self.size!r}"
+            raise FgradValueError(message("RandomCrop", problem, "give a positive int, or (height, width)"))
+        if not isinstance(self.padding, numbers.Integral) or self.padding < 0:
+            problem = f"padding={self.padding!r}"
+            raise FgradValueError(
+                message("RandomCrop", problem, "give an int of at least 0, for all four sides")
+            )
+
     def __call__(self, images: Any, key: Array | None = None) -> Array:
         x, key = _batch("RandomCrop", images, axes=4), _key("RandomCrop", key)
         n, _, *whole = x.shape
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        size = tuple(self.size) if isinstance(self.size, (tuple, list)) else (self.size, self.size)
         room = [full + 2 * self.padding - part for full, part in zip(whole, size, strict=True)]
         if min(room) < 0:
             problem = f"a window of {size} does not fit images of {tuple(whole)} with padding {self.padding}"
@@ -149,7 +184,8 @@ class RandomHorizontalFlip:
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
-            raise FgradValueError(message("RandomHorizontalFlip", f"p={self.p} is not a probability"))
+            problem = f"p={self.p} is not a probability"
+            raise FgradValueError(message("RandomHorizontalFlip", problem, "give a number from 0 to 1"))
 
     def __call__(self, images: Any, key: Array | None = None) -> Array:
         x, key = _batch("RandomHorizontalFlip", images, axes=4), _key("RandomHorizontalFlip", key)

@@ -192,3 +192,9 @@ def test_real_truncated_file(data_dir, tmp_path):
     path.write_bytes(path.read_bytes()[:1_000_000])
     with pytest.raises(DataError, match="truncated: it has 1,000,000 bytes"):
         MNIST(tmp_path, train=False)
+
+
+def test_a_folder_in_place_of_a_file(tmp_path):
+    (tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot be read: [\s\S]*test_datasets\.py[\s\S]*published file"):
+        MNIST(tmp_path, train=False, download=False)

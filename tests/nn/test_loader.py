@@ -196,6 +196,11 @@ def test_gone_with_an_exit_of_the_thread(data):
             r"RandomHorizontalFlip\(p=0\.5\) needs a random key",
         ),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"batch_size": 2.5}, ValueError, "batch_size=2.5"),
+        ({"batch_size": "2"}, ValueError, "batch_size='2'"),
+        ({"key": 0, "shuffle": True}, TypeError, "key=int 0 is not a random key"),
+        ({"transform": ToFloat}, TypeError, "ToFloat is a class"),
+        ({"transform": 3}, TypeError, "int 3 is not a transform"),
         ({"prefetch": -1}, ValueError, "prefetch=-1"),
         (
             {"data": (np.zeros((3, 1)), np.zeros(4))},
@@ -210,3 +215,18 @@ def test_bad_arguments(data, change, error, text):
     with pytest.raises(error, match=text) as caught:
         DataLoader(**{"data": data, "batch_size": 2, **change})
     assert isinstance(caught.value, fgrad.FgradError) and "test_loader.py" in str(caught.value)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    "transform, text",
+    [
+        (RandomCrop(9), "a window of"),
+        (lambda images: images[:2], r"the transform made uint8\[2,1,4,4\] of 5 images"),
+    ],
+)
+def test_errors_while_iterating_name_the_loop(data, prefetch, transform, text):
+    with pytest.raises(fgrad.FgradError, match=text) as caught:
+        for _ in DataLoader(data, 5, key=random.key(0), transform=transform, prefetch=prefetch):
+            pass
+    assert "test_loader.py" in str(caught.value)

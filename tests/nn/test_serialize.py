@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic, "sync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         save(path, {"a": np.ones(3)})
     assert os.listdir(tmp_path) == ["w"]
     assert load(path)["a"].tolist() == [0, 0, 0]
@@ -343,6 +343,24 @@ def test_kill_in_the_middle_of_a_save_loses_nothing(tmp_path, rng):
         assert got.step in (reported, reported + 1)
         assert all((array == got.step).all() for array in got.params.values())
     assert interrupted
+
+
+def test_one_file_of_params_and_state(tmp_path):
+    params, state = {"bn": {"weight": np.ones(3, "f4")}}, {"bn": {"mean": np.zeros(3, "f4")}}
+    save(tmp_path / "w", {"bn": {**params["bn"], **state["bn"]}})
+    for part in (params, state):
+        got = load_into(tmp_path / "w", part, strict=False)
+        assert got.keys() == part.keys() and got["bn"].keys() == part["bn"].keys()
+    with pytest.raises(CheckpointError, match=r"unexpected: bn\.mean[\s\S]*strict=False"):
+        load_into(tmp_path / "w", params)
+    with pytest.raises(CheckpointError, match=r"missing in the file: bn\.bias"):
+        load_into(tmp_path / "w", {"bn": {"bias": np.ones(3, "f4")}}, strict=False)
+
+
+def test_a_folder_cannot_be_overwritten(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write") as caught:
+        save(tmp_path, {"a": np.zeros(1)})
+    assert "test_serialize.py" in str(caught.value) and not list(tmp_path.parent.glob(".*.tmp"))
 
 
 def test_safetensors_absent(tmp_path, monkeypatch):

@@ -168,3 +168,14 @@ def test_other_errors(images):
         Compose([ToFloat])
     with pytest.raises(TypeError, match="int 3 is not a transform"):
         Compose([3])
+    with pytest.raises(TypeError, match="not a list of transforms"):
+        Compose(ToFloat())
+    with pytest.raises(TypeError, match="dtype='int32'"):
+        ToFloat("int32")
+    with pytest.raises(TypeError, match="mean=str 'a'"):
+        Normalize("a", 0.5)
+    with pytest.raises(ValueError, match="2 numbers in mean and 3 in std"):
+        Normalize((0.5, 0.5), (1, 1, 1))
+    for wrong in ({"size": -1}, {"size": 2.5}, {"size": (1, 2, 3)}, {"size": 2, "padding": -1}):
+        with pytest.raises(ValueError, match="RandomCrop"):
+            RandomCrop(**wrong)

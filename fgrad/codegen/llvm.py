@@ -227,6 +227,11 @@ class _KernelEmitter:
         hints: list[list[Any]] = []
         # Where the largest element is (argmax) LLVM cannot vectorise, and would say so to the user when asked to.
         assigns = any(isinstance(s, Update) and s.op == "set" for s in stmt.body)
+        # Nor additions at computed places, two of which may be the same one.
+        scatters = any(
+            isinstance(s, Store) and s.op is not None and not isinstance(s.index, Affine)
+            for s in statements(stmt.body)
+        )
         # Nor, where the outermost loop has no constant bounds, can it keep a row and a column of one buffer apart.
         steps: dict[Buffer, set[int]] = {}
         for s in stmt.body:
@@ -234,7 +239,7 @@ class _KernelEmitter:
                 step = sum(c for t, c in s.index.terms if t is stmt.var)
                 steps.setdefault(s.buffer, set()).add(step)
         crossing = self.range is not None and any(len(found) > 1 for found in steps.values())
-        if stmt.kind == "vector" and stmt.var.extent >= 4 and not (assigns or crossing):
+        if stmt.kind == "vector" and stmt.var.extent >= 4 and not (assigns or scatters or crossing):
             hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
             lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
             reduces = any(isinstance(s, Update) for s in stmt.body)

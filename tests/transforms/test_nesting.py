@@ -42,8 +42,8 @@ BODIES: dict[str, Callable[[Any, Any], Any]] = {
     "softmax": lambda lib, x: lib.np.exp(x - lib.np.max(x)) / lib.np.sum(lib.np.exp(x - lib.np.max(x))),
     "cumsum": lambda lib, x: lib.np.cumsum(lib.np.sin(x))[::-1] * x,
     "concatenate": lambda lib, x: lib.np.concatenate([x[1:] * x[:-1], lib.np.abs(x[:1])]),
-    "constant": lambda lib, x: lib.np.ones(3) * C[0],
-    "mixed": lambda lib, x: x.at[1].set(x[0] * x[2]) + lib.np.stack([x[2], x[1], x[0] ** 3]),
+    "constant": lambda lib, x: lib.np.ones(X.shape) * C[0],
+    "mixed": lambda lib, x: x.at[1].set(x[0] * x[2]) + x[::-1] ** 3,
 }
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -214,7 +214,7 @@ def scan_reverse(lib: Any, f: Vec) -> Vec:
             new = {"a": lib.np.sin(c["b"]) + f(t["u"]) * x, "b": c["a"] * t["w"], "n": c["n"] + 1}
             return new, (c["a"] * c["n"], f(x) * 0.1)
 
-        init = {"a": x, "b": lib.np.zeros(3, "float64"), "n": lib.np.zeros((), "float64")}
+        init = {"a": x, "b": lib.np.zeros(X.shape, "float64"), "n": lib.np.zeros((), "float64")}
         c, (ys, zs) = lib.scan(step, init, {"u": lib.np.stack([x, x * x]), "w": C}, reverse=True)
         return c["a"] * c["b"] + lib.np.sum(ys + zs * C, axis=0)
 
@@ -230,7 +230,7 @@ def scan_const(lib: Any, f: Vec) -> Vec:
             i, total = c
             return (i + 1, total + f(x * (i + 1))), lib.np.where(i > 0, total, x)
 
-        (_, total), ys = lib.scan(step, (0, lib.np.zeros(3, "float64")), None, length=3)
+        (_, total), ys = lib.scan(step, (0, lib.np.zeros(X.shape, "float64")), None, length=3)
         return lib.np.sin(total) + ys[1] * ys[2]
 
     return g
@@ -249,11 +249,11 @@ def scan_alias(lib: Any, f: Vec) -> Vec:
         def step(c: Any, t: Any) -> Any:
             a, b, same, _ = c
             u, w = t
-            return (b, f(a), same, u), (a, x, u, b, lib.np.ones(3, "float64"), w, w)
+            return (b, f(a), same, u), (a, x, u, b, lib.np.ones(X.shape, "float64"), w, w)
 
         xs = (lib.np.stack([x, -x, x * x]), lib.np.asarray([0, 2, 1]))
         c, ys = lib.scan(step, (x, lib.np.cos(x), x * 2, x), xs)
-        return c[0] * c[1] + c[2] * c[3] + sum(lib.np.sum(y * C[:1, :1], axis=0) for y in ys)
+        return c[0] * c[1] + c[2] * c[3] + 0.3 * sum(lib.np.sum(y.reshape(3, -1), axis=0) for y in ys)
 
     return g
 
@@ -279,7 +279,7 @@ def scan_nested(lib: Any, f: Vec) -> Vec:
 @layer
 def scan_empty(lib: Any, f: Vec) -> Vec:
     def g(x: Any) -> Any:
-        c, ys = lib.scan(lambda c, t: (f(c) + t, c), x * 2, lib.np.zeros((0, 3), "float64"))
+        c, ys = lib.scan(lambda c, t: (f(c) + t, c), x * 2, lib.np.zeros((0, *X.shape), "float64"))
         return c + lib.np.sum(ys, axis=0)
 
     return g
@@ -291,10 +291,10 @@ def cond_alias(lib: Any, f: Vec) -> Vec:
 
     def g(x: Any) -> Any:
         def a(u: Any, v: Any) -> Any:
-            return u, u, x, lib.np.zeros(3, "float64"), lib.np.int32(1)
+            return u, u, x, lib.np.zeros(X.shape, "float64"), lib.np.int32(1)
 
         def b(u: Any, v: Any) -> Any:
-            return v, f(u), lib.np.sin(v), lib.np.ones(3, "float64"), lib.np.int32(2)
+            return v, f(u), lib.np.sin(v), lib.np.ones(X.shape, "float64"), lib.np.int32(2)
 
         outs = lib.cond(x[1] > -0.5, a, b, x, lib.np.cos(x))
         other = lib.vmap(lambda c: lib.cond(c[0] > 0, a, b, c * x, x))(C)

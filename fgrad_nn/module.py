@@ -54,10 +54,13 @@ class Bound(Mapping[str, Any]):
     What a layer of one's own may use, apart from the entries: `train`, `state`, `set_state(new)`, `key()`, `path`.
     """
 
-    __slots__ = ("_owner", "_params", "_path", "_run")
+    __slots__ = ("_owner", "_params", "_path", "_run", "_transformed")
 
-    def __init__(self, owner: Any, params: Any, run: Run, path: tuple[str, ...]):
+    def __init__(self, owner: Any, params: Any, run: Run, path: tuple[str, ...], transformed: bool = False):
         self._owner, self._params, self._run, self._path = owner, params, run, path
+        self._transformed = (
+            transformed  # whether the call is inside of a transform that the network itself makes
+        )
 
     @property
     def path(self) -> str:
@@ -80,7 +83,7 @@ class Bound(Mapping[str, Any]):
             problem = f"there are no params '{name}'; found: {found}"
             raise FgradValueError(message(where(self._owner, self), problem, self._hint()))
         if isinstance(value, Mapping):
-            return Bound(child, value, self._run, (*self._path, name))
+            return Bound(child, value, self._run, (*self._path, name), self._transformed)
         return value
 
     def _hint(self) -> str:
@@ -131,6 +134,14 @@ class Bound(Mapping[str, Any]):
 
     def set_state(self, new: Any) -> None:
         """Report this layer's state after the call."""
+        if self._transformed:
+            raise FgradTypeError(
+                message(
+                    where(self._owner, self),
+                    "the layer's new state cannot leave the transform (checkpoint, vmap, jit) that the network calls it in",
+                    "transform a part of the network without such layers, or the whole of net.apply",
+                )
+            )
         self._run.new_state[self._path] = new
 
     def key(self) -> Array:
@@ -149,11 +160,11 @@ class Bound(Mapping[str, Any]):
 
 
 # As a pytree it is its params, so that `fgrad.checkpoint(self.block)(p["block"], x)` works. A layer inside of such a nested transform
-# must not report state: that would leave the transform by the back door.
+# must not report state: that would leave the transform by the back door. So what is built from leaves is marked.
 tree.register(
     Bound,
     lambda p: ((dict(p._params),), (p._owner, p._run, p._path)),
-    lambda about, children: Bound(about[0], children[0], about[1], about[2]),
+    lambda about, children: Bound(about[0], children[0], about[1], about[2], transformed=True),
 )
 
 
@@ -234,11 +245,13 @@ class Module(metaclass=_Frozen):
         """
         params, inputs = self._params_and_inputs(args)
         if isinstance(params, Bound):
-            return self._enter(Bound(self, params._params, params._run, params._path), inputs, kwargs)
+            p = Bound(self, params._params, params._run, params._path, params._transformed)
+            return self._enter(p, inputs, kwargs)
         outer = _calls.stack[-1] if _calls.stack else None
         name = show.path_of(outer._owner, self) if outer is not None else None
         if outer is not None and name is not None:  # `self.drop(x)` in a network's forward: part of its run
-            return self._enter(Bound(self, params, outer._run, (*outer._path, *name)), inputs, kwargs)
+            p = Bound(self, params, outer._run, (*outer._path, *name), outer._transformed)
+            return self._enter(p, inputs, kwargs)
         return self._enter(Bound(self, params, Run(key, train, None), ()), inputs, kwargs)
 
     def apply(

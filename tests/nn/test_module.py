@@ -225,3 +225,19 @@ def test_params_of_the_wrong_layer_in_forward():
 def test_help_shows_the_arguments_of_a_layer():
     assert list(inspect.signature(nn.Conv2d).parameters)[:3] == ["in_channels", "out_channels", "kernel_size"]
     assert not inspect.signature(nn.ReLU).parameters
+
+
+def test_state_cannot_leave_a_transform_inside_of_the_network():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            self.block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+        def forward(self, p, x):
+            return fgrad.checkpoint(self.block)(p["block"], x)
+
+    net = Checkpointed()
+    params, state, x = net.init(random.key(0)), net.init_state(), np.eye(4, dtype="float32")
+    run = fgrad.jit(lambda params, state, train: net.apply(params, state, x, train=train), static_argnums=2)
+    assert run(params, state, False)[0].shape == (4, 4)
+    with pytest.raises(FgradTypeError, match=r"BatchNorm1d\(4\), layer 'block\.1': .* cannot leave"):
+        run(params, state, True)

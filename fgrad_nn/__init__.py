@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from fgrad.errors import message
 from fgrad_nn import init, losses, optim
 from fgrad_nn.activations import (
     ELU,
@@ -114,7 +115,36 @@ def __getattr__(name: str) -> Any:
     """`fgrad_nn.data` on first use: it imports network code, which training on one's own arrays does not need."""
     if name == "data":
         return importlib.import_module("fgrad_nn.data")
-    raise AttributeError(f"module 'fgrad_nn' has no attribute '{name}'")
+    problem = f"module 'fgrad_nn' has no attribute '{name}'"
+    raise AttributeError(message("fgrad_nn", problem, _ELSEWHERE.get(name, "")), name=name)
+
+
+# What users of PyTorch type, and what it is called here.
+_ELSEWHERE = {
+    **{
+        n: f"losses are functions: nn.{to}(pred, target)"
+        for n, to in {
+            "CrossEntropyLoss": "cross_entropy",
+            "NLLLoss": "nll",
+            "MSELoss": "mse",
+            "L1Loss": "l1",
+            "BCELoss": "bce",
+            "BCEWithLogitsLoss": "bce_with_logits",
+            "HuberLoss": "huber",
+            "SmoothL1Loss": "smooth_l1",
+            "KLDivLoss": "kl_div",
+        }.items()
+    },
+    **{
+        n: f"optimizers are pairs of functions: opt = nn.{n.lower()}(lr); state = opt.init(params)"
+        for n in ("SGD", "Adam", "AdamW", "RMSprop")
+    },
+    "functional": "nn.relu, nn.cross_entropy and the others are here: nn.relu(x)",
+    "Parameter": "override init(self, key) and return {**super().init(key), 'name': array}; forward reads p['name']",
+    "ModuleList": "set a list of layers as an attribute: self.blocks = [...]; forward calls self.blocks[i](p['blocks'][i], x)",
+    "ModuleDict": "set a dict of layers as an attribute: self.heads = {...}",
+    "DataLoader": "from fgrad_nn.data import DataLoader",
+}
 
 
 __all__ = [

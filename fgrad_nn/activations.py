@@ -1,4 +1,7 @@
-"""Activation functions, and each of them as a layer for `Sequential`."""
+"""Activation functions, and each of them as a layer for `Sequential`.
+
+All keep the input's shape, and its dtype if that is floating point.
+"""
 
 from __future__ import annotations
 

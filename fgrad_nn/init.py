@@ -59,10 +59,12 @@ def _fan(shape: tuple[int, ...], mode: str) -> int:
 
 
 def zeros(key: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+    """All zeros; the key is not used."""
     return fnp.zeros(shape, dtype)
 
 
 def ones(key: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+    """All ones; the key is not used."""
     return fnp.ones(shape, dtype)
 
 
@@ -74,12 +76,14 @@ def constant(value: float) -> Initializer:
 def uniform(
     key: Array, shape: tuple[int, ...], dtype: Any = "float32", low: float = 0.0, high: float = 1.0
 ) -> Array:
+    """Uniform on [low, high)."""
     return random.uniform(key, shape, dtype, low, high)
 
 
 def normal(
     key: Array, shape: tuple[int, ...], dtype: Any = "float32", mean: float = 0.0, std: float = 1.0
 ) -> Array:
+    """Normal with the given mean and standard deviation."""
     return random.normal(key, shape, dtype) * std + mean
 
 

@@ -1,4 +1,8 @@
-"""Losses, with PyTorch's definitions. `reduction` is "mean" (over what PyTorch averages over), "sum" or "none".
+"""Losses, with PyTorch's definitions.
+
+All take floating point arrays and return an array of the prediction's dtype. `reduction` is "mean" (over what PyTorch averages over), "sum"
+or "none": a scalar, a scalar, or one loss for each element or label. Shapes are never broadcast against each other: predictions and
+targets that differ in shape are an `FgradTypeError`, values out of range (labels, probabilities, `reduction`) an `FgradValueError`.
 
 The label's logit is picked by comparing class numbers with the label and summing, not by indexing: the comparison is element-wise
 and fuses with the log-sum-exp into one pass over each row, and its gradient, softmax - onehot, is dense anyway. A gather would need
@@ -126,7 +130,12 @@ def cross_entropy(
         weight: (C,), a factor for each class; the mean is then weighted.
         label_smoothing: this much of the label's probability is spread evenly over all classes.
 
-    A label that is no class is an error; under `jit`, where it cannot be seen, it gives NaN.
+    Returns:
+        A scalar, or with `reduction="none"` an array of the shape of `logits` without the class axis; of the logits' dtype.
+
+    Raises:
+        FgradTypeError: shapes or dtypes that do not fit.
+        FgradValueError: a label that is no class. Under `jit`, where labels cannot be seen, such a label gives NaN.
     """
     call = "cross_entropy"
     x, labels = _float(call, "logits", logits), _array(call, "labels", labels)
@@ -223,19 +232,19 @@ def _positive(call: str, name: str, value: float) -> None:
 
 
 def mse(pred: Any, target: Any, *, reduction: str = "mean") -> Array:
-    """(pred - target)²."""
+    """(pred - target)² of two arrays of one shape; the target may be of integers."""
     x, y = _pair("mse", pred, target)
     return _reduced("mse", fnp.square(x - y), reduction)
 
 
 def l1(pred: Any, target: Any, *, reduction: str = "mean") -> Array:
-    """|pred - target|."""
+    """|pred - target| of two arrays of one shape; the target may be of integers."""
     x, y = _pair("l1", pred, target)
     return _reduced("l1", fnp.abs(x - y), reduction)
 
 
 def huber(pred: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Array:
-    """d² / 2 up to |d| = delta, from there on delta * (|d| - delta / 2), for d = pred - target."""
+    """d² / 2 up to |d| = delta, from there on delta * (|d| - delta / 2), for d = pred - target, two arrays of one shape."""
     _positive("huber", "delta", delta)
     x, y = _pair("huber", pred, target)
     d = fnp.abs(x - y)

@@ -104,7 +104,11 @@ class Conv2d(_Conv):
 
     Params: `weight` (out_channels, in_channels // groups, *kernel_size), `bias` (out_channels,), by default uniform on
     ±1/sqrt(fan in). H' = (H + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1. `padding` may be "same", "valid", or
-    ((low, high), ...). A single example (C, H, W) is accepted too.
+    ((low, high), ...). A single example (C, H, W) is accepted too. Input, params and output have the dtype `dtype`.
+
+    Raises:
+        FgradValueError: sizes, padding or groups that make no convolution.
+        FgradTypeError: in a call, an input or params of another shape or dtype, or an input smaller than the kernel.
     """
 
     spatial = 2

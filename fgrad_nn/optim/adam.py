@@ -23,6 +23,8 @@ from fgrad_nn.optim.base import (
 
 
 class AdamState(NamedTuple):
+    """What `adam` and `adamw` keep: `mu` and `nu` have the structure, shapes and dtypes of the params."""
+
     step: Array
     mu: Any  # running mean of the gradient
     nu: Any  # running mean of its square
@@ -31,14 +33,28 @@ class AdamState(NamedTuple):
 def adam(
     lr: Rate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Adam with bias correction; weight decay is an L2 penalty, added to the gradient. As `torch.optim.Adam`."""
+    """Adam with bias correction; weight decay is an L2 penalty, added to the gradient. As `torch.optim.Adam`.
+
+    Args:
+        lr: learning rate, a number or a schedule (a function of the step, from 0).
+        betas: what the running means of the gradient and of its square keep in a step; in [0, 1).
+        eps: added to the root of the mean square.
+        weight_decay: factor of the params in the gradient; `update` needs the params then.
+
+    Raises:
+        FgradValueError, FgradTypeError: arguments out of range; in `update` a state of another optimizer, or gradients that do
+            not have the params' structure and shapes.
+    """
     return _adam("adam", lr, betas, eps, weight_decay, decoupled=False)
 
 
 def adamw(
     lr: Rate = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2
 ) -> Optimizer:
-    """Adam with decoupled weight decay: params -= lr * weight_decay * params beside the step. As `torch.optim.AdamW`."""
+    """Adam with decoupled weight decay: params -= lr * weight_decay * params beside the step. As `torch.optim.AdamW`.
+
+    Arguments and errors as for `adam`.
+    """
     return _adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
 
 

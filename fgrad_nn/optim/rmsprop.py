@@ -21,6 +21,8 @@ from fgrad_nn.optim.base import (
 
 
 class RMSPropState(NamedTuple):
+    """What `rmsprop` keeps: the trees have the structure, shapes and dtypes of the params."""
+
     step: Array
     square: Any  # running mean of the squared gradient
     mean: Any  # running mean of the gradient, if centred
@@ -38,6 +40,7 @@ def rmsprop(
     """params -= lr * gradient / (sqrt(running mean of its square) + eps); with momentum, of a buffer of these quotients.
 
     `centered` subtracts the squared running mean under the root. As `torch.optim.RMSprop`.
+    `lr` is a number or a schedule (a function of the step, from 0). Errors as for `adam`.
     """
     checked_rate("rmsprop", lr)
     check_at_least_0("rmsprop", eps=eps, weight_decay=weight_decay, momentum=momentum)

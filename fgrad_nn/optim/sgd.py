@@ -22,6 +22,8 @@ from fgrad_nn.optim.base import (
 
 
 class SGDState(NamedTuple):
+    """What `sgd` keeps: `momentum` has the structure, shapes and dtypes of the params."""
+
     step: Array
     momentum: Any  # None without momentum
 
@@ -32,7 +34,7 @@ def sgd(
     """params -= lr * d, where d is the gradient, or with momentum buf = momentum * buf + (1 - dampening) * gradient.
 
     With `nesterov` d = gradient + momentum * buf. Weight decay is an L2 penalty: it adds weight_decay * params to the gradient.
-    As `torch.optim.SGD`.
+    As `torch.optim.SGD`. `lr` is a number or a schedule (a function of the step, from 0). Errors as for `adam`.
     """
     checked_rate("sgd", lr)
     check_at_least_0("sgd", momentum=momentum, weight_decay=weight_decay)

@@ -241,3 +241,18 @@ def test_state_cannot_leave_a_transform_inside_of_the_network():
     assert run(params, state, False)[0].shape == (4, 4)
     with pytest.raises(FgradTypeError, match=r"BatchNorm1d\(4\), layer 'block\.1': .* cannot leave"):
         run(params, state, True)
+
+
+@pytest.mark.parametrize(
+    "name, fix",
+    [
+        ("CrossEntropyLoss", r"nn\.cross_entropy\(pred, target\)"),
+        ("AdamW", r"opt = nn\.adamw\(lr\)"),
+        ("ModuleList", "list of layers"),
+        ("DataLoader", r"fgrad_nn\.data"),
+    ],
+)
+def test_names_of_pytorch_point_to_ours(name, fix):
+    with pytest.raises(AttributeError, match=rf"'{name}'\n.*test_module\.py.*\n  fix: .*{fix}"):
+        getattr(nn, name)
+    assert not hasattr(nn, "absent")

@@ -117,8 +117,20 @@ class BatchNorm2d(_BatchNorm):
     shape_text = "(N, {0}, H, W)"
 
 
+class _OverLastAxes(Module):
+    normalized_shape: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        positive(self, normalized_shape=self.normalized_shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        n = self.normalized_shape
+        return tuple(n) if isinstance(n, (tuple, list)) else (n,)
+
+
 @dataclass(frozen=True, repr=False)
-class LayerNorm(Module):
+class LayerNorm(_OverLastAxes):
     """Each example to mean 0 and variance 1 over its last axes, whose shape is `normalized_shape`, then scaled and shifted.
 
     Params: `weight`, `bias` of that shape.
@@ -129,14 +141,6 @@ class LayerNorm(Module):
     elementwise_affine: bool = True
     bias: bool = True
     dtype: Any = "float32"
-
-    def __post_init__(self) -> None:
-        positive(self, normalized_shape=self.normalized_shape)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        n = self.normalized_shape
-        return tuple(n) if isinstance(n, (tuple, list)) else (n,)
 
     def init(self, key: Array) -> dict[str, Array]:
         if not self.elementwise_affine:
@@ -156,21 +160,13 @@ class LayerNorm(Module):
 
 
 @dataclass(frozen=True, repr=False)
-class RMSNorm(Module):
+class RMSNorm(_OverLastAxes):
     """Each example divided by the root of its mean square over the last axes, then scaled. `eps=None` is the dtype's epsilon."""
 
     normalized_shape: int | tuple[int, ...]
     eps: float | None = None
     elementwise_affine: bool = True
     dtype: Any = "float32"
-
-    def __post_init__(self) -> None:
-        positive(self, normalized_shape=self.normalized_shape)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        n = self.normalized_shape
-        return tuple(n) if isinstance(n, (tuple, list)) else (n,)
 
     def init(self, key: Array) -> dict[str, Array]:
         return {"weight": fnp.ones(self.shape, self.dtype)} if self.elementwise_affine else {}

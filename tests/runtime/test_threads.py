@@ -114,6 +114,15 @@ def test_pieces_do_not_depend_on_the_number_of_threads():
     assert first == second
 
 
+def test_the_choice_between_serial_and_shared_changes_no_bits():
+    """Every 64th call is made the other way; the choice itself depends on the time that runs took."""
+    f, args, _ = CASES["product, long sum"]
+    jitted = fgrad.jit(f)
+    threads.set_num_threads(2)
+    expected = np.asarray(jitted(*args)).tobytes()
+    assert all(np.asarray(jitted(*args)).tobytes() == expected for _ in range(200))
+
+
 def test_a_pool_in_use_leaves_the_caller_serial():
     f, args, _ = CASES["product, rows"]
     jitted = fgrad.jit(f)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, concrete, is_scalar
-from fgrad.errors import FgradTypeError, describe, message
+from fgrad.errors import FgradError, FgradTypeError, describe, message
 from fgrad.ops.elementwise import convert
 from fgrad.ops.structure import concatenate, reshape
 from fgrad.trace import Tracer
@@ -27,8 +27,15 @@ def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Ar
         return _stack(from_parts, call, dtype)
     if isinstance(x, (list, tuple)) or hasattr(x, "__array__") or hasattr(x, "__dlpack__"):
         try:
-            return concrete(x if isinstance(x, (list, tuple)) else np.asarray(x), dtype, call)
-        except (ValueError, TypeError) as e:
+            data = x if isinstance(x, (list, tuple)) else np.asarray(x)
+            return concrete(data, dtype, call)
+        except FgradError:
+            raise
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as e:  # RuntimeError: a PyTorch tensor that requires grad
             raise FgradTypeError(message(call, f"cannot make an array of {describe(x)}: {e}")) from e
     hint = (
         "flatten it with fgrad.tree.leaves or use fgrad.tree.map"

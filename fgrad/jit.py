@@ -97,6 +97,8 @@ class Jitted:
         self._signature: inspect.Signature | None = None
         self._simple = not (static_argnums or static_argnames)
         self.call = f"jit of {getattr(f, '__name__', 'function')}"
+        if static_argnums or static_argnames or donate:
+            self._check_parameters()
         update_wrapper(self, f, updated=())  # not its __dict__: it may be a Jitted too
 
     # -------------------------------------------------------------------------------------------- calling
@@ -226,16 +228,37 @@ class Jitted:
 
     # -------------------------------------------------------------------------------------------- static arguments
 
+    def _check_parameters(self) -> None:
+        """Positions and names that `f` cannot be called with are mistakes (where `f` says what it takes)."""
+        try:
+            self._signature = inspect.signature(self.f)
+        except (TypeError, ValueError):
+            return
+        kinds = [p.kind for p in self._signature.parameters.values()]
+        fix = "count positions from 0; `self` is one of them"
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            n = sum(
+                k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+                for k in kinds
+            )
+            for option, positions in (("static_argnums", self.static_argnums), ("donate", self.donate)):
+                for p in positions:
+                    if not -n <= p < n:
+                        text = f"{option} has position {p}, the function takes {self._signature}"
+                        raise FgradValueError(message(self.call, text, fix))
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            for name in self.static_argnames:
+                if name not in self._signature.parameters:
+                    text = f"static_argnames has {name!r}, the function takes {self._signature}"
+                    raise FgradValueError(
+                        message(self.call, text, "use the names in the function's signature")
+                    )
+
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[set[int], set[str]]:
         """Positions and names of static arguments in this call; a name may have been given by position and vice versa."""
         positions = {p % len(args) if p < 0 else p for p in self.static_argnums if args}
         names = set(self.static_argnames)
-        if self._signature is None:
-            try:
-                self._signature = inspect.signature(self.f)
-            except (TypeError, ValueError):
-                self._signature = inspect.Signature()
-        parameters = list(self._signature.parameters)
+        parameters = list(self._signature.parameters) if self._signature else []
         positions |= {parameters.index(n) for n in self.static_argnames if n in parameters}
         names |= {parameters[p] for p in self.static_argnums if 0 <= p < len(parameters)}
         return positions, names

@@ -183,6 +183,21 @@ def asarray_under_jit():
     return fgrad.jit(lambda x: np.asarray(x))(X)
 
 
+@mistake(ValueError, "x[index]", "slice(None, None, 0)", "axis 0", "no step of 0")
+def slice_with_a_step_of_zero():
+    return X[::0]
+
+
+@mistake(TypeError, "x[index]", "slice(1.0, None, None)", "use integers")
+def slice_from_a_float():
+    return X[1.0:]
+
+
+@mistake(TypeError, "array: dtype <U1", "bool, (u)int8-64")
+def array_of_strings():
+    return fnp.array(["a"])
+
+
 @mistake(TypeError, "x[mask]", "bool[3]", "where(mask, x, other)")
 def boolean_mask_under_jit():
     return fgrad.jit(lambda x: x[x > 0])(X)
@@ -196,6 +211,21 @@ def string_argument():
 @mistake(TypeError, "jit of <lambda>", "must be hashable, got list [1]", "tuples instead of lists")
 def unhashable_static_argument():
     return fgrad.jit(lambda x, n: x, static_argnums=1)(X, [1])
+
+
+@mistake(ValueError, "jit of <lambda>", "static_argnames", "'m'", "(x, n)")
+def static_name_that_is_no_parameter():
+    return fgrad.jit(lambda x, n: x, static_argnames="m")
+
+
+@mistake(ValueError, "jit of <lambda>", "static_argnums", "position 2", "(x, n)")
+def static_position_that_is_no_parameter():
+    return fgrad.jit(lambda x, n: x, static_argnums=2)
+
+
+@mistake(ValueError, "jit of <lambda>", "donate", "position -3", "(x, n)")
+def donated_position_that_is_no_parameter():
+    return fgrad.jit(lambda x, n: x, donate=(0, -3))
 
 
 @mistake(TypeError, "jit", "expected a function, got float32[3]")

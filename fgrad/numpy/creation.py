@@ -11,7 +11,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array, ConcreteArray, concrete, from_numpy, is_scalar
 from fgrad.convert import as_array
-from fgrad.errors import FgradTypeError, FgradValueError, message
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.numpy.axes import Shape, axis_of, broadcast_to, dtype_of, operands, positive_shape
 from fgrad.numpy.elementwise import absolute, add, divide, exp, floor, log, multiply, power, sign, subtract
 from fgrad.ops import builders
@@ -41,7 +41,11 @@ def asarray(x: Any, dtype: Any = None) -> Array:
 
 def from_dlpack(x: Any) -> Array:
     """An array on the memory of any object with `__dlpack__` (PyTorch, JAX, NumPy), without a copy."""
-    return from_numpy(np.from_dlpack(x))
+    try:
+        return from_numpy(np.from_dlpack(x))
+    except (AttributeError, TypeError, RuntimeError, BufferError) as e:
+        fix = "pass a CPU tensor of a dtype that NumPy has, without gradient: x.detach().cpu().float()"
+        raise FgradTypeError(message("from_dlpack", f"{describe(x)} cannot be shared: {e}", fix)) from e
 
 
 def frombuffer(buffer: Any, dtype: Any = float, count: int = -1, offset: int = 0) -> Array:

@@ -187,11 +187,18 @@ def logaddexp2(x: Any, y: Any, /) -> Array:
 
 
 def sinc(x: Any, /) -> Array:
-    """sin(pi x) / (pi x), and 1 at 0."""
+    """sin(pi x) / (pi x), and 1 at 0. Near 0 it is its Taylor series, so that derivatives of any order exist there."""
     a = _inexact(x, "sinc")
-    at_zero = ew.eq(a, full_like(a, 0))
-    safe = ew.mul(full_like(a, math.pi), ew.select(at_zero, full_like(a, 1), a))
-    return ew.select(at_zero, full_like(a, 1), ew.div(tr.sin(safe), safe))
+    t = ew.mul(full_like(a, math.pi), a)
+    one, zero = full_like(a, 1), full_like(a, 0)
+    near = ew.lt(ew.absolute(t), full_like(a, 0.5))
+    square = ew.square(ew.select(near, t, zero))
+    series = one
+    for n in range(16, 0, -2):  # 1 - t^2/(2*3) (1 - t^2/(4*5) (1 - ...))
+        term = ew.mul(square, full_like(a, 1 / (n * (n + 1))))
+        series = ew.sub(one, ew.mul(term, series))
+    far = ew.select(near, one, t)
+    return ew.select(near, series, ew.div(tr.sin(far), far))
 
 
 def heaviside(x: Any, at_zero: Any, /) -> Array:

@@ -17,7 +17,15 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array, ConcreteArray, concrete
 from fgrad.convert import as_array
-from fgrad.errors import FgradIndexError, FgradTypeError, TracerError, describe, message
+from fgrad.errors import (
+    FgradError,
+    FgradIndexError,
+    FgradTypeError,
+    FgradValueError,
+    TracerError,
+    describe,
+    message,
+)
 from fgrad.numpy.axes import axes_of, broadcast_shapes, stretch
 from fgrad.numpy.elementwise import clip, remainder
 from fgrad.numpy.reductions import sum as sum_over
@@ -228,7 +236,14 @@ def _place_arrays(
 
 
 def _take_slice(s: Selection, axis: int, item: slice) -> int:
-    picked = range(*item.indices(s.shape[axis]))
+    try:
+        picked = range(*item.indices(s.shape[axis]))
+    except FgradError:  # a traced bound
+        raise
+    except (TypeError, ValueError) as e:  # a bound that is no integer, a step of zero
+        cls = FgradTypeError if isinstance(e, TypeError) else FgradValueError
+        text = f"{item} along axis {axis} of an array of shape {s.shape}: {e}"
+        raise cls(message("x[index]", text, "use integers or None in slices, and no step of 0")) from e
     n = len(picked)
     if n == 0:
         s.start[axis] = s.stop[axis] = 0

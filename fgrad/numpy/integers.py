@@ -29,7 +29,8 @@ def gcd(x: Any, y: Any, /) -> Array:
         going = not_equal(q, 0)
         return where(going, q, p), where(going, remainder(p, where(going, q, 1)), 0)
 
-    return while_loop(lambda pair: any_over(not_equal(pair[1], 0)), step, (a, b))[0]
+    found = while_loop(lambda pair: any_over(not_equal(pair[1], 0)), step, (a, b))[0]
+    return absolute(found)  # |x| of the least integer is that integer, negative
 
 
 def lcm(x: Any, y: Any, /) -> Array:

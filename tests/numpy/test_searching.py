@@ -191,3 +191,8 @@ def test_gcd_and_lcm_under_jit():
     a, b = np.array([12, 0, -8, 35]), np.array([18, 5, 12, 64])
     equal(fgrad.jit(fnp.gcd)(a, b), np.gcd(a, b))
     equal(fgrad.jit(fnp.lcm)(a, b), np.lcm(a, b))
+    least = np.array([-128, -128, -7], np.int8)  # which has no absolute value
+    equal(
+        fnp.gcd(least, np.array([-7, -128, -128], np.int8)),
+        np.gcd(least, np.array([-7, -128, -128], np.int8)),
+    )

@@ -210,6 +210,19 @@ def test_dlpack_and_buffers():
     equal(fnp.frombuffer(np.arange(3, dtype=np.int32).tobytes(), "int32"), np.arange(3))
 
 
+def test_pytorch_tensors_need_no_conversion(torch):
+    t = torch.arange(6.0).reshape(2, 3)
+    equal(fnp.sum(t.T, axis=0), [3, 12])
+    equal(fgrad.jit(lambda x: x * 2)(t), t.numpy() * 2)
+    shared = fnp.from_dlpack(t)
+    assert np.asarray(shared).ctypes.data == t.data_ptr()
+    assert torch.from_dlpack(shared).data_ptr() == t.data_ptr()
+    with pytest.raises(TypeError, match=r"exp: cannot make an array.*detach"):
+        fnp.exp(torch.ones(2, requires_grad=True))
+    with pytest.raises(TypeError, match=r"from_dlpack: .*(?s:.)*fix: "):
+        fnp.from_dlpack(torch.ones(2, dtype=torch.bfloat16))
+
+
 def test_long_ranges_are_exact():
     np.testing.assert_array_equal(fnp.arange(2**53 - 3, 2**53), np.arange(2**53 - 3, 2**53))
     np.testing.assert_array_equal(fnp.arange(0, 100, 0.1), np.arange(0, 100, 0.1).astype(np.float32))

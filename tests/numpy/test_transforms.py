@@ -128,6 +128,15 @@ def test_derivatives(name):
     check_grads(f, *args)
 
 
+def test_sinc_has_every_derivative_at_zero():
+    """sinc(x) = 1 - (pi x)^2/3! + (pi x)^4/5! - ..."""
+    f, expected = fnp.sinc, [1, 0, -(np.pi**2) / 3, 0, np.pi**4 / 5]
+    for value in expected:
+        assert_close(f(np.float64(0.0)), np.float64(value), rtol=1e-12, atol=1e-12)
+        f = fgrad.grad(f)
+    assert np.isfinite(fgrad.grad(fnp.sinc)(1e25))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_vmap(name):
     f, args = CASES[name]

@@ -11,7 +11,7 @@ compared by identity, so transforms may share variables (and equations) between 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,18 +237,3 @@ def dce(graph: Graph) -> Graph:
             needed.update(a for a in eqn.inputs if isinstance(a, Var))
     kept.reverse()
     return Graph(graph.inputs, kept, graph.outputs, graph.name)
-
-
-def free_vars(eqns: Iterable[Eqn], outputs: Iterable[Atom] = ()) -> list[Var]:
-    """Variables used and not defined by `eqns`, in order of first use."""
-    eqns = list(eqns)
-    defined = {v for e in eqns for v in e.outputs}
-    seen: dict[Var, None] = {}
-    for eqn in eqns:
-        for a in eqn.inputs:
-            if isinstance(a, Var) and a not in defined:
-                seen.setdefault(a)
-    for a in outputs:
-        if isinstance(a, Var) and a not in defined:
-            seen.setdefault(a)
-    return list(seen)

@@ -62,7 +62,6 @@ class _Entry:
         "kinds",
         "out_tree",
         "out_types",
-        "types",
     )
 
     def __init__(
@@ -74,7 +73,6 @@ class _Entry:
         donated: Sequence[int],
     ):
         self.kinds = kinds  # a leaf: its Type, or the Python scalar type it was
-        self.types = [b if isinstance(b, Type) else None for b in kinds]
         self.executable = executable
         self.captured = [np.ascontiguousarray(c.data) for c in captured]
         self.captured_pointers = [data_pointer(c) for c in self.captured]

@@ -62,10 +62,6 @@ class Plan:
         """Steps of the k loops inside the one that is chunked."""
         return math.prod(level[0] for level in self.depth_levels[self.k_split + 1 :])
 
-    @property
-    def single_chunk(self) -> bool:
-        return self.k_split == 0 and self.k_chunk >= self.depth_levels[0][0]
-
     def __str__(self) -> str:
         sizes = {
             name: math.prod(d.extent for d in getattr(self.spec, name)) for name in ("batch", "m", "n", "k")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fgrad import dtypes, tree
+from fgrad import tree
 from fgrad.array import Array
 from fgrad.convert import as_array, weak_kind
 from fgrad.ir import Graph, Linear, Primitive, Type, dce, register
@@ -136,7 +136,3 @@ def trace_to_graph(
     weak = [weak_kind(x) for x in leaves]
     traced = trace(flat, types, what=what, name=getattr(f, "__name__", what), weak=weak, whole=whole)
     return traced.graph, traced.captured, traced.aux
-
-
-def float_mask(types: Sequence[Type]) -> list[bool]:
-    return [dtypes.is_inexact(t.dtype) for t in types]

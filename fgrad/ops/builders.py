@@ -50,6 +50,30 @@ def real_number(dtype: np.dtype) -> bool:
     return dtype != dtypes.bool_ and dtype not in dtypes.COMPLEX
 
 
+Unary = Callable[[Array], Array]
+Binary = Callable[[Array, Array], Array]
+
+
+def unary_function(prim: Primitive) -> Unary:
+    """The function that binds a primitive of one operand and no parameters."""
+
+    def f(x: Array) -> Array:
+        return bind(prim, x)
+
+    f.__name__ = prim.name
+    return f
+
+
+def binary_function(prim: Primitive) -> Binary:
+    """The function that binds a primitive of two operands and no parameters."""
+
+    def f(x: Array, y: Array) -> Array:
+        return bind(prim, x, y)
+
+    f.__name__ = prim.name
+    return f
+
+
 def argsort(axes: Sequence[int]) -> tuple[int, ...]:
     """The positions of `axes` in increasing order (the inverse, if `axes` is a permutation)."""
     return tuple(sorted(range(len(axes)), key=axes.__getitem__))

@@ -13,11 +13,14 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.errors import FgradTypeError, message
-from fgrad.ir import Linear, Primitive, Type
+from fgrad.ir import Linear, Type
 from fgrad.ops.builders import (
     MINUS_ONE,
     ONE,
+    Binary,
+    Unary,
     add_p,
+    binary_function,
     elementwise,
     full_like,
     is_number,
@@ -25,6 +28,7 @@ from fgrad.ops.builders import (
     neg_p,
     real_number,
     same_types,
+    unary_function,
 )
 from fgrad.trace import bind
 
@@ -50,10 +54,6 @@ def _sub_transpose(cts: Sequence[Array], x: Any, y: Any) -> tuple[Any, Any]:
 
 def _div_transpose(cts: Sequence[Array], x: Any, y: Any) -> tuple[Any, Any]:
     return (div(cts[0], y), None)
-
-
-def _int_floor_divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.floor_divide(x, y)
 
 
 sub_p = elementwise(
@@ -336,66 +336,46 @@ stop_gradient_p = elementwise("stop_gradient", lambda x: x, scalar=lambda emit, 
 # ------------------------------------------------------------------------------------------------ functions
 
 
-Unary = Callable[[Array], Array]
-Binary = Callable[[Array, Array], Array]
-
-
-def _unary(prim: Primitive) -> Unary:
-    def f(x: Array) -> Array:
-        return bind(prim, x)
-
-    f.__name__ = prim.name
-    return f
-
-
-def _binary(prim: Primitive) -> Binary:
-    def f(x: Array, y: Array) -> Array:
-        return bind(prim, x, y)
-
-    f.__name__ = prim.name
-    return f
-
-
-sub: Binary = _binary(sub_p)
-div: Binary = _binary(div_p)
-floordiv: Binary = _binary(floordiv_p)
-remainder: Binary = _binary(remainder_p)
-fmod: Binary = _binary(fmod_p)
-maximum: Binary = _binary(maximum_p)
-minimum: Binary = _binary(minimum_p)
-fmax: Binary = _binary(fmax_p)
-fmin: Binary = _binary(fmin_p)
-copysign: Binary = _binary(copysign_p)
-nextafter: Binary = _binary(nextafter_p)
-eq: Binary = _binary(eq_p)
-ne: Binary = _binary(ne_p)
-lt: Binary = _binary(lt_p)
-le: Binary = _binary(le_p)
-gt: Binary = _binary(gt_p)
-ge: Binary = _binary(ge_p)
-bitwise_and: Binary = _binary(bitwise_and_p)
-bitwise_or: Binary = _binary(bitwise_or_p)
-bitwise_xor: Binary = _binary(bitwise_xor_p)
-shift_left: Binary = _binary(shift_left_p)
-shift_right_arithmetic: Binary = _binary(shift_right_arithmetic_p)
-shift_right_logical: Binary = _binary(shift_right_logical_p)
-absolute: Unary = _unary(abs_p)
-sign: Unary = _unary(sign_p)
-square: Unary = _unary(square_p)
-reciprocal: Unary = _unary(reciprocal_p)
-floor: Unary = _unary(floor_p)
-ceil: Unary = _unary(ceil_p)
-round: Unary = _unary(round_p)
-trunc: Unary = _unary(trunc_p)
-isnan: Unary = _unary(isnan_p)
-isinf: Unary = _unary(isinf_p)
-isfinite: Unary = _unary(isfinite_p)
-signbit: Unary = _unary(signbit_p)
-bitwise_not: Unary = _unary(bitwise_not_p)
-logical_not: Unary = _unary(logical_not_p)
-popcount: Unary = _unary(popcount_p)
-clz: Unary = _unary(clz_p)
-stop_gradient: Unary = _unary(stop_gradient_p)
+sub: Binary = binary_function(sub_p)
+div: Binary = binary_function(div_p)
+floordiv: Binary = binary_function(floordiv_p)
+remainder: Binary = binary_function(remainder_p)
+fmod: Binary = binary_function(fmod_p)
+maximum: Binary = binary_function(maximum_p)
+minimum: Binary = binary_function(minimum_p)
+fmax: Binary = binary_function(fmax_p)
+fmin: Binary = binary_function(fmin_p)
+copysign: Binary = binary_function(copysign_p)
+nextafter: Binary = binary_function(nextafter_p)
+eq: Binary = binary_function(eq_p)
+ne: Binary = binary_function(ne_p)
+lt: Binary = binary_function(lt_p)
+le: Binary = binary_function(le_p)
+gt: Binary = binary_function(gt_p)
+ge: Binary = binary_function(ge_p)
+bitwise_and: Binary = binary_function(bitwise_and_p)
+bitwise_or: Binary = binary_function(bitwise_or_p)
+bitwise_xor: Binary = binary_function(bitwise_xor_p)
+shift_left: Binary = binary_function(shift_left_p)
+shift_right_arithmetic: Binary = binary_function(shift_right_arithmetic_p)
+shift_right_logical: Binary = binary_function(shift_right_logical_p)
+absolute: Unary = unary_function(abs_p)
+sign: Unary = unary_function(sign_p)
+square: Unary = unary_function(square_p)
+reciprocal: Unary = unary_function(reciprocal_p)
+floor: Unary = unary_function(floor_p)
+ceil: Unary = unary_function(ceil_p)
+round: Unary = unary_function(round_p)
+trunc: Unary = unary_function(trunc_p)
+isnan: Unary = unary_function(isnan_p)
+isinf: Unary = unary_function(isinf_p)
+isfinite: Unary = unary_function(isfinite_p)
+signbit: Unary = unary_function(signbit_p)
+bitwise_not: Unary = unary_function(bitwise_not_p)
+logical_not: Unary = unary_function(logical_not_p)
+popcount: Unary = unary_function(popcount_p)
+clz: Unary = unary_function(clz_p)
+stop_gradient: Unary = unary_function(stop_gradient_p)
 
 
 def integer_pow(x: Array, n: int) -> Array:

@@ -13,11 +13,9 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array
-from fgrad.ir import Primitive
-from fgrad.ops.builders import ONE, elementwise, full_like
+from fgrad.ops.builders import ONE, Binary, Unary, binary_function, elementwise, full_like, unary_function
 from fgrad.ops.elementwise import add, div, eq, gt, logical_not, mul, neg, reciprocal, select, square, sub
 from fgrad.ops.erfinv import erfinv as erfinv_impl
-from fgrad.trace import bind
 
 
 def _in_float64(f: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
@@ -170,59 +168,39 @@ identity_p = elementwise(
 )
 
 
-Unary = Callable[[Array], Array]
-Binary = Callable[[Array, Array], Array]
-
-
-def _unary(prim: Primitive) -> Unary:
-    def f(x: Array) -> Array:
-        return bind(prim, x)
-
-    f.__name__ = prim.name
-    return f
-
-
-def _binary(prim: Primitive) -> Binary:
-    def f(x: Array, y: Array) -> Array:
-        return bind(prim, x, y)
-
-    f.__name__ = prim.name
-    return f
-
-
-sqrt: Unary = _unary(sqrt_p)
-rsqrt: Unary = _unary(rsqrt_p)
-cbrt: Unary = _unary(cbrt_p)
-exp: Unary = _unary(exp_p)
-exp2: Unary = _unary(exp2_p)
-expm1: Unary = _unary(expm1_p)
-log: Unary = _unary(log_p)
-log2: Unary = _unary(log2_p)
-log10: Unary = _unary(log10_p)
-log1p: Unary = _unary(log1p_p)
-sin: Unary = _unary(sin_p)
-cos: Unary = _unary(cos_p)
-tan: Unary = _unary(tan_p)
-asin: Unary = _unary(asin_p)
-acos: Unary = _unary(acos_p)
-atan: Unary = _unary(atan_p)
-sinh: Unary = _unary(sinh_p)
-cosh: Unary = _unary(cosh_p)
-tanh: Unary = _unary(tanh_p)
-asinh: Unary = _unary(asinh_p)
-acosh: Unary = _unary(acosh_p)
-atanh: Unary = _unary(atanh_p)
-sigmoid: Unary = _unary(sigmoid_p)
-erf: Unary = _unary(erf_p)
-erfc: Unary = _unary(erfc_p)
-erfinv: Unary = _unary(erfinv_p)
-lgamma: Unary = _unary(lgamma_p)
-digamma: Unary = _unary(digamma_p)
-identity: Unary = _unary(identity_p)
-pow: Binary = _binary(pow_p)
-atan2: Binary = _binary(atan2_p)
-hypot: Binary = _binary(hypot_p)
-logaddexp: Binary = _binary(logaddexp_p)
+sqrt: Unary = unary_function(sqrt_p)
+rsqrt: Unary = unary_function(rsqrt_p)
+cbrt: Unary = unary_function(cbrt_p)
+exp: Unary = unary_function(exp_p)
+exp2: Unary = unary_function(exp2_p)
+expm1: Unary = unary_function(expm1_p)
+log: Unary = unary_function(log_p)
+log2: Unary = unary_function(log2_p)
+log10: Unary = unary_function(log10_p)
+log1p: Unary = unary_function(log1p_p)
+sin: Unary = unary_function(sin_p)
+cos: Unary = unary_function(cos_p)
+tan: Unary = unary_function(tan_p)
+asin: Unary = unary_function(asin_p)
+acos: Unary = unary_function(acos_p)
+atan: Unary = unary_function(atan_p)
+sinh: Unary = unary_function(sinh_p)
+cosh: Unary = unary_function(cosh_p)
+tanh: Unary = unary_function(tanh_p)
+asinh: Unary = unary_function(asinh_p)
+acosh: Unary = unary_function(acosh_p)
+atanh: Unary = unary_function(atanh_p)
+sigmoid: Unary = unary_function(sigmoid_p)
+erf: Unary = unary_function(erf_p)
+erfc: Unary = unary_function(erfc_p)
+erfinv: Unary = unary_function(erfinv_p)
+lgamma: Unary = unary_function(lgamma_p)
+digamma: Unary = unary_function(digamma_p)
+identity: Unary = unary_function(identity_p)
+pow: Binary = binary_function(pow_p)
+atan2: Binary = binary_function(atan2_p)
+hypot: Binary = binary_function(hypot_p)
+logaddexp: Binary = binary_function(logaddexp_p)
 
 
 def _trigamma(x: Array) -> Array:

@@ -185,17 +185,3 @@ def loads(exprs: Sequence[Expr]) -> list[Load]:
             found.append(e)
         stack.extend(loops.children(e))
     return found
-
-
-def count_ops(exprs: Sequence[Expr]) -> int:
-    seen: set[int] = set()
-    n = 0
-    stack = list(exprs)
-    while stack:
-        e = stack.pop()
-        if id(e) in seen:
-            continue
-        seen.add(id(e))
-        n += isinstance(e, Op)
-        stack.extend(loops.children(e))
-    return n

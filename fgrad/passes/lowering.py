@@ -338,10 +338,6 @@ def _has_complex(eqn: Eqn) -> bool:
     return any(dtypes.is_complex(a.type.dtype) for a in (*eqn.inputs, *eqn.outputs))
 
 
-def _any_complex(eqn: Eqn) -> bool:
-    return any(dtypes.is_complex(a.type.dtype) for a in (*eqn.inputs, *eqn.outputs))
-
-
 def lower_block(graph: Graph, shared: Shared, inputs: Sequence[Lazy], outputs: Sequence[Buf]) -> Block:
     for eqn in graph.eqns:
         for var in eqn.outputs:

@@ -188,3 +188,13 @@ def test_a_donated_input_is_gone_even_if_the_program_fails():
     with pytest.raises(fgrad.FgradIndexError):
         f(a, np.array([70]))
     assert a.is_deleted
+
+
+def test_a_copy_outlives_the_donation():
+    x = fnp.arange(4.0)
+    copies = [fnp.array(x), fnp.copy(x), x.copy()]
+    add_one = fgrad.jit(lambda a: a + 1, donate=0)
+    add_one(x)
+    assert x.is_deleted
+    for c in copies:
+        np.testing.assert_array_equal(c, [0, 1, 2, 3])

@@ -23,12 +23,11 @@ def array(x: Any, dtype: Any = None, copy: bool = True, ndmin: int = 0) -> Array
     """An array with the values of `x`: numbers, nested lists, NumPy arrays, fgrad arrays, or anything with `__array__`.
 
     Python floats become float32, ints int64; NumPy arrays keep their dtype unless `dtype` is given. The data are copied, so later
-    writes to a NumPy array do not show.
+    writes to a NumPy array do not show, and the copy outlives the donation of an fgrad array.
     """
     result = as_array(x, "array", dtype_of(dtype))
-    if copy and isinstance(result, ConcreteArray) and not isinstance(x, Array) and not is_scalar(x):
-        if not isinstance(x, (list, tuple)):
-            result = from_numpy(result.data.copy())
+    if copy and isinstance(result, ConcreteArray) and not is_scalar(x) and not isinstance(x, (list, tuple)):
+        result = from_numpy(result.data.copy())
     if result.ndim < ndmin:
         result = reshape(result, (1,) * (ndmin - result.ndim) + result.shape)
     return result
@@ -54,7 +53,7 @@ def frombuffer(buffer: Any, dtype: Any = float, count: int = -1, offset: int = 0
 
 
 def copy(x: Any) -> Array:
-    """The array itself: arrays are immutable. (NumPy arrays are copied.)"""
+    """An array with the same values and memory of its own, which outlives the donation of `x`."""
     return array(x)
 
 

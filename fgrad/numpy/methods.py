@@ -13,6 +13,7 @@ from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.numpy import (
     bits,
     complexes,
+    creation,
     cumulative,
     elementwise,
     indexing,
@@ -136,8 +137,8 @@ def _view(self: Array, dtype: Any) -> Array:
 
 
 def _copy(self: Array) -> Array:
-    """The array itself: arrays are immutable."""
-    return self
+    """The same values in memory of their own, which outlives the donation of this array."""
+    return creation.copy(self)
 
 
 _METHODS: dict[str, Callable[..., Any]] = {

@@ -303,6 +303,9 @@ def is_scalar(x: Any) -> bool:
 
 def from_numpy(data: Any, call: str = "asarray") -> ConcreteArray:
     """Wrap a NumPy array without copying it. The caller promises not to write to it any more."""
+    if isinstance(data, np.ma.MaskedArray):
+        fix = "fill it (x.filled(value)), or pass x.data and x.mask and use fgrad.numpy.where"
+        raise FgradTypeError(message(call, "masked arrays would lose their mask", fix))
     data = np.asarray(data)
     if not data.dtype.isnative:
         data = data.astype(data.dtype.newbyteorder("="))

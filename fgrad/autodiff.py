@@ -16,7 +16,7 @@ from fgrad import dtypes, tree
 from fgrad.array import Array, concrete
 from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
-from fgrad.ir import Graph, Var
+from fgrad.ir import Graph, Type, Var, dce
 from fgrad.ops.builders import full, full_like
 from fgrad.ops.structure import reshape, slice_
 from fgrad.trace import Traced, Tracer, evaluate, trace
@@ -112,6 +112,22 @@ def _check_differentiable(arrays: Sequence[Array], call: str) -> None:
 # ------------------------------------------------------------------------------------------------ reverse mode
 
 
+def _cotangents(call: str, given: Any, out_tree: Any, types: Sequence[Type]) -> list[Array]:
+    """The leaves of `given`, which has to have the structure and types of the output."""
+    leaves, structure = tree.flatten(given)
+    if structure != out_tree:
+        text = f"cotangents have structure {tree.text(structure)}, the output has {tree.text(out_tree)}"
+        raise FgradTypeError(message(call, text, "give one cotangent for each output"))
+    cts = []
+    for i, (c, t) in enumerate(zip(leaves, types, strict=True)):
+        ct = as_array(c, call, t.dtype if isinstance(c, (int, float)) else None)
+        if ct.type != t:
+            text = f"cotangent {i} is {ct.type}, the output is {t}"
+            raise FgradTypeError(message(call, text, "give a cotangent of the output's shape and dtype"))
+        cts.append(ct)
+    return cts
+
+
 def vjp(f: F, *primals: Any, has_aux: bool = False) -> Any:
     """`(f(*primals), pullback)`; `pullback(cotangents) -> tuple of cotangents`, one for each primal.
 
@@ -122,27 +138,7 @@ def vjp(f: F, *primals: Any, has_aux: bool = False) -> Any:
     pull = _pullback(rec)
 
     def pullback(cotangents: Any) -> Any:
-        leaves, structure = tree.flatten(cotangents)
-        if structure != rec.out_tree:
-            raise FgradTypeError(
-                message(
-                    "pullback",
-                    f"cotangents have structure {tree.text(structure)}, the output has {tree.text(rec.out_tree)}",
-                    "give one cotangent for each output",
-                )
-            )
-        cts = []
-        for i, (c, o) in enumerate(zip(leaves, rec.outputs, strict=True)):
-            ct = as_array(c, "pullback", o.dtype if isinstance(c, (int, float)) else None)
-            if ct.type != o.type:
-                raise FgradTypeError(
-                    message(
-                        "pullback",
-                        f"cotangent {i} is {ct.type}, the output is {o.type}",
-                        "give a cotangent of the output's shape and dtype",
-                    )
-                )
-            cts.append(ct)
+        cts = _cotangents("pullback", cotangents, rec.out_tree, [o.type for o in rec.outputs])
         return tree.unflatten(rec.in_tree, pull(cts))
 
     return (rec.out, pullback, rec.aux) if has_aux else (rec.out, pullback)
@@ -321,7 +317,11 @@ def jvp(f: F, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = F
 
 
 def linear_transpose(f: F, *primals: Any) -> F:
-    """The transpose of a function that is linear in all its arguments; `primals` give shapes and dtypes only."""
+    """The transpose of a function that is linear in all its arguments: `transposed(cotangents) -> tuple`, one a primal.
+
+    `primals` give shapes and dtypes only. A function that is not linear is an error (FgradTypeError) that names the first
+    operation to blame.
+    """
     leaves, in_tree = tree.flatten(tuple(primals))
     structures: list[Any] = []
 
@@ -335,10 +335,11 @@ def linear_transpose(f: F, *primals: Any) -> F:
     )
     n = len(leaves)
     linear = [i < n for i in range(len(traced.graph.inputs))]
+    _check_linear(traced.graph, linear)
     derived, mask = transpose_graph(traced.graph, linear)
 
     def transposed(cotangents: Any) -> Any:
-        cts = [as_array(c, "linear_transpose") for c in tree.leaves(cotangents)]
+        cts = _cotangents("linear_transpose", cotangents, structures[0], traced.graph.out_types)
         # inputs of the transposed graph: captured by the trace, cotangents, captured by the transpose rules
         found = iter(evaluate(derived.graph, [*traced.captured, *cts, *derived.captured]))
         types = traced.graph.in_types[:n]
@@ -348,6 +349,19 @@ def linear_transpose(f: F, *primals: Any) -> F:
         )
 
     return transposed
+
+
+def _check_linear(graph: Graph, linear: Sequence[bool]) -> None:
+    """The derivative of a linear function does not look at the point where it is taken."""
+    forward, _ = jvp_graph(graph, linear)
+    n_in, n_out = len(graph.inputs), len(graph.outputs)
+    tangents = dce(Graph(forward.graph.inputs, forward.graph.eqns, forward.graph.outputs[n_out:], graph.name))
+    primal = {v for v, on in zip(forward.graph.inputs[:n_in], linear, strict=True) if on}
+    for eqn in tangents.eqns:
+        if any(isinstance(a, Var) and a in primal for a in eqn.inputs):
+            text = f"the function is not linear: {eqn.prim.name} depends on the value of an argument"
+            fix = "close over what is constant, or use vjp, which linearizes at a point"
+            raise FgradTypeError(message("linear_transpose", text, fix, source=eqn.source))
 
 
 # ------------------------------------------------------------------------------------------------ Jacobians

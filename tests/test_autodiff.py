@@ -202,9 +202,21 @@ def test_linear_transpose(jax):
     agree(lambda lib, x, y: lib.linear_transpose(lambda p: p[0] * 2 - p[1], (x, x))(y), X, X)
 
 
-def test_linear_transpose_of_what_is_not_linear():
-    with pytest.raises((fgrad.FgradError, NotImplementedError)):
-        fgrad.linear_transpose(lambda x: fnp.sin(x), X)(X)
+@pytest.mark.parametrize(
+    "f",
+    [fnp.sin, fnp.abs, lambda x: x * x, lambda x: x @ x, lambda x: 2 / x, lambda x: fnp.where(x > 0, x, 2 * x)],
+)
+def test_linear_transpose_of_what_is_not_linear(f):
+    with pytest.raises(fgrad.FgradError, match="linear_transpose: the function is not linear"):
+        fgrad.linear_transpose(f, X)
+
+
+def test_linear_transpose_checks_cotangents():
+    transposed = fgrad.linear_transpose(lambda x: (x, 2 * x), X)
+    with pytest.raises(TypeError, match="cotangents have structure"):
+        transposed(X)
+    with pytest.raises(TypeError, match=r"cotangent 1 is float32\[1\]"):
+        transposed((X, X[:1]))
 
 
 # ------------------------------------------------------------------------------------------------ vmap

@@ -294,7 +294,22 @@ select_p.jvp = _select_jvp
 def _cast_impl(x: np.ndarray, *, dtype: np.dtype) -> np.ndarray:
     if x.dtype in dtypes.COMPLEX and dtype not in dtypes.COMPLEX and dtype != dtypes.bool_:
         x = x.real
+    if dtypes.is_integer(dtype) and dtypes.is_inexact(x.dtype):
+        return _saturated(x, dtype)
     return x.astype(dtype)
+
+
+def _saturated(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floats out of an integer's range become its ends and NaN 0, as in compiled programs. C, and so NumPy, leaves it open."""
+    if x.dtype.itemsize < 4:
+        x = x.astype(np.float32)
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    inside = (x > float(least) - 1) & (x < float(most) + 1)
+    with np.errstate(invalid="ignore"):
+        result = x.astype(dtype)
+    if not inside.all():
+        result = np.where(inside, result, np.where(x > 0, most, np.where(x < 0, least, 0)).astype(dtype))
+    return result
 
 
 def _cast_jvp(

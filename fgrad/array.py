@@ -303,9 +303,6 @@ def is_scalar(x: Any) -> bool:
 
 def from_numpy(data: Any, call: str = "asarray") -> ConcreteArray:
     """Wrap a NumPy array without copying it. The caller promises not to write to it any more."""
-    if isinstance(data, np.ma.MaskedArray):
-        fix = "fill it (x.filled(value)), or pass x.data and x.mask and use fgrad.numpy.where"
-        raise FgradTypeError(message(call, "masked arrays would lose their mask", fix))
     data = np.asarray(data)
     if not data.dtype.isnative:
         data = data.astype(data.dtype.newbyteorder("="))
@@ -340,6 +337,9 @@ def concrete(x: Any, dtype: np.dtype | None = None, call: str = "asarray") -> Co
         elif dtype is None and data.dtype == np.complex128 and not _has_numpy_leaf(x):
             dtype = dtypes.complex64
     else:
+        if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+            fix = "fill it (x.filled(value)), or pass x.data and x.mask and use fgrad.numpy.where"
+            raise FgradTypeError(message(call, "a masked array would lose its mask", fix))
         data = np.asarray(x)
     if dtype is not None and data.dtype != dtype:
         data = data.astype(dtype)

@@ -204,7 +204,14 @@ def test_linear_transpose(jax):
 
 @pytest.mark.parametrize(
     "f",
-    [fnp.sin, fnp.abs, lambda x: x * x, lambda x: x @ x, lambda x: 2 / x, lambda x: fnp.where(x > 0, x, 2 * x)],
+    [
+        fnp.sin,
+        fnp.abs,
+        lambda x: x * x,
+        lambda x: x @ x,
+        lambda x: 2 / x,
+        lambda x: fnp.where(x > 0, x, 2 * x),
+    ],
 )
 def test_linear_transpose_of_what_is_not_linear(f):
     with pytest.raises(fgrad.FgradError, match="linear_transpose: the function is not linear"):

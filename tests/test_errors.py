@@ -193,6 +193,11 @@ def slice_from_a_float():
     return X[1.0:]
 
 
+@mistake(TypeError, "sin: ", "lose its mask", "x.filled(value)")
+def masked_array():
+    return fnp.sin(np.ma.array([1.0, 2.0], mask=[False, True]))
+
+
 @mistake(TypeError, "array: dtype <U1", "bool, (u)int8-64")
 def array_of_strings():
     return fnp.array(["a"])

@@ -227,6 +227,39 @@ def test_arithmetic_keeps_the_dtype(dtype):
     np.testing.assert_array_equal(np.asarray(found, "float64"), 3 * np.asarray(x, "float64"))
 
 
+@pytest.mark.parametrize("goal", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("source", ["float16", "float32", "float64", ml_dtypes.bfloat16])
+def test_floats_beyond_an_integers_range_become_its_ends(source, goal):
+    """NumPy leaves these casts to the C compiler; here they are defined, and the same with and without jit."""
+    values = [
+        0,
+        -0.5,
+        2.5,
+        -2.5,
+        127.9,
+        -128.5,
+        200,
+        -200,
+        3e9,
+        -3e9,
+        2.0**63,
+        -(2.0**63),
+        1e30,
+        np.inf,
+        -np.inf,
+        np.nan,
+    ]
+    with np.errstate(over="ignore"):
+        x = np.array(values).astype(source)
+    least, most = int(np.iinfo(goal).min), int(np.iinfo(goal).max)
+    ends = {np.inf: most, -np.inf: least}
+    expected = [
+        0 if v != v else ends[v] if v in ends else min(max(int(v), least), most) for v in map(float, x)
+    ]
+    assert fnp.asarray(x).astype(goal).tolist() == expected
+    assert fgrad.jit(lambda x: x.astype(goal))(x).tolist() == expected
+
+
 def test_strided_reversed_broadcast_and_readonly_inputs():
     base = np.arange(24, dtype="float32").reshape(4, 6)
     frozen = base.copy()

@@ -18,6 +18,7 @@ from fgrad.codegen.program import (
     walk,
 )
 from fgrad.codegen.python_source import python_source
+from fgrad.errors import FgradValueError, message
 from fgrad.ir import Graph
 from fgrad.passes import compile_graph, optimize
 from fgrad.runtime.executable import Executable, compile_program
@@ -78,7 +79,9 @@ class Lowered:
             return self.executable.assembly
         if stage == "cuda":
             return "\n\n".join(_cuda(s) for s in walk(self.program.body))
-        raise ValueError(f"show: unknown stage {stage!r}; use one of summary, {', '.join(STAGES)}")
+        raise FgradValueError(
+            message("show", f"unknown stage {stage!r}", f"use one of summary, {', '.join(STAGES)}")
+        )
 
     def _summary(self) -> str:
         steps = list(walk(self.program.body))

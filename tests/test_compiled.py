@@ -237,3 +237,13 @@ def test_batches(program):
     expected = [np.stack([np.asarray(r[k]) for r in rows]) for k in range(len(rows[0]))]
     close(fgrad.vmap(f)(*batches), expected, "float64", "vmap")
     close(fgrad.jit(fgrad.vmap(f))(*batches), expected, "float64", "jit vmap")
+
+
+@pytest.mark.parametrize(
+    "f", [fnp.nanmax, fnp.nanmin, lambda x: fnp.isnan(x).any(1), lambda x: fnp.median(x, axis=0)]
+)
+def test_compiling_prints_nothing(f, capfd, monkeypatch):
+    """LLVM tells the user when it cannot make vectors of a loop that it was asked to make vectors of."""
+    monkeypatch.setenv("FGRAD_CACHE", "0")
+    fgrad.jit(f)(np.ones((36, 5), np.float32))
+    assert capfd.readouterr().err == ""

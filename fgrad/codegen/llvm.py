@@ -50,7 +50,7 @@ from fgrad.codegen.loops import (
     expressions,
     statements,
 )
-from fgrad.codegen.nestinfo import changed_by, nodes, weight
+from fgrad.codegen.nestinfo import changed_by, nodes, takes_vectors, weight
 from fgrad.codegen.target import TargetInfo, host
 
 I1, I8, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
@@ -225,21 +225,14 @@ class _KernelEmitter:
     def annotate(self, branch: Any, stmt: Loop) -> None:
         """Ask for vectors, but no unrolling beyond what hides latency: it costs more to compile than it gains."""
         hints: list[list[Any]] = []
-        # Where the largest element is (argmax) LLVM cannot vectorise, and would say so to the user when asked to.
-        assigns = any(isinstance(s, Update) and s.op == "set" for s in stmt.body)
-        # Nor additions at computed places, two of which may be the same one.
-        scatters = any(
-            isinstance(s, Store) and s.op is not None and not isinstance(s.index, Affine)
-            for s in statements(stmt.body)
-        )
-        # Nor, where the outermost loop has no constant bounds, can it keep a row and a column of one buffer apart.
+        # Where the outermost loop has no constant bounds, LLVM cannot keep a row and a column of one buffer apart.
         steps: dict[Buffer, set[int]] = {}
         for s in stmt.body:
             if isinstance(s, Store) and isinstance(s.index, Affine):
                 step = sum(c for t, c in s.index.terms if t is stmt.var)
                 steps.setdefault(s.buffer, set()).add(step)
         crossing = self.range is not None and any(len(found) > 1 for found in steps.values())
-        if stmt.kind == "vector" and stmt.var.extent >= 4 and not (assigns or scatters or crossing):
+        if stmt.kind == "vector" and stmt.var.extent >= 4 and takes_vectors(stmt) and not crossing:
             hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
             lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
             reduces = any(isinstance(s, Update) for s in stmt.body)

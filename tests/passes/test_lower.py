@@ -8,7 +8,7 @@ import pytest
 from fgrad.codegen.program import ContractStep, ForStep, SwitchStep, WhileStep
 from fgrad.codegen.python_source import python_source
 from fgrad.errors import FgradIndexError
-from fgrad.ir import REGISTRY, Graph, Literal
+from fgrad.ir import Graph, Literal
 from fgrad.passes import compile_graph
 from fgrad.runtime.interpret import interpret
 
@@ -159,7 +159,6 @@ def test_dot_general_with_batch_and_transposed_operands():
     assert isinstance(program.body.steps[0], ContractStep)
 
 
-@pytest.mark.skipif("conv" not in REGISTRY, reason="convolutions are not there yet")
 def test_convolution_and_its_gradients():
     b = h.Build()
     x, w = b.input((2, 4, 6, 7)), b.input((6, 2, 3, 2))

@@ -90,7 +90,7 @@ def main() -> None:
     text = f"""{BEGIN}
 
 Measured on {machine["cores"]} cores ({machine["cpu"]}), Python {machine["python"]}, float32, all libraries with all cores; medians of interleaved rounds of
-one run of `benchmarks/peers.py`, which also compares losses and gradients. Ratios above 1: fgrad is faster.
+one run of `benchmarks/peers.py`, each library in its own process, which also compares losses and gradients. Ratios above 1: fgrad is faster.
 
 {steps()}
 

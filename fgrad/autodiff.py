@@ -109,6 +109,20 @@ def _check_differentiable(arrays: Sequence[Array], call: str) -> None:
             )
 
 
+def _active(rec: _Recorded) -> list[bool]:
+    """Which inputs of the recorded graph are differentiated. Integers have zero derivatives; complex inputs would have wrong ones."""
+    for x in rec.inputs:
+        if dtypes.is_complex(x.dtype):
+            raise FgradTypeError(
+                message(
+                    rec.call,
+                    f"cannot differentiate with respect to {x.type}: complex derivatives are not supported yet",
+                    "make it a function of the real and the imaginary part",
+                )
+            )
+    return [dtypes.is_float(x.dtype) for x in rec.inputs] + [False] * len(rec.traced.captured)
+
+
 # ------------------------------------------------------------------------------------------------ reverse mode
 
 
@@ -145,8 +159,7 @@ def vjp(f: F, *primals: Any, has_aux: bool = False) -> Any:
 
 
 def _pullback(rec: _Recorded) -> Callable[[Sequence[Array]], list[Array]]:
-    n_captured = len(rec.traced.captured)
-    active = [dtypes.is_float(x.dtype) for x in rec.inputs] + [False] * n_captured
+    active = _active(rec)
     derived, out_mask, in_mask = vjp_graph(rec.traced.graph, active)
     derivation = _Derivation(derived, rec, sum(out_mask))
 
@@ -255,7 +268,7 @@ def linearize(f: F, *primals: Any) -> tuple[Any, F]:
 
 
 def _pushforward(rec: _Recorded) -> Callable[[Sequence[Array]], list[Array]]:
-    active = [dtypes.is_float(x.dtype) for x in rec.inputs] + [False] * len(rec.traced.captured)
+    active = _active(rec)
     derived, out_mask = jvp_graph(rec.traced.graph, active)
     n_out = len(rec.outputs)
     g = derived.graph

@@ -267,3 +267,16 @@ def test_empty_batch():
 def test_values_against_value_and_grad():
     v, g = fgrad.value_and_grad(lambda x: (x**2).sum())(X)
     assert_same((v, g), (np.float32(14), 2 * X))
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda z: fgrad.jvp(lambda z: z * z, (z,), (z,)),
+        lambda z: fgrad.vjp(lambda z: z * z, z)[1](z),
+        lambda z: fgrad.linearize(lambda z: z * z, z),
+    ],
+)
+def test_complex_inputs_are_refused_not_given_zero_derivatives(differentiate):
+    with pytest.raises(fgrad.FgradTypeError, match="complex derivatives are not supported"):
+        differentiate(np.array([1 + 2j], "complex64"))

@@ -98,7 +98,8 @@ Whole epochs on real data, loading included (`benchmarks/epochs.py`, PyTorch wit
 
 {epochs()}
 
-The same step compiled and eager (`benchmarks/fused_vs_eager.py`), and starting up in a new process (`benchmarks/startup.py`):
+Compiled and eager (`benchmarks/fused_vs_eager.py`; both in one process beside NumPy's threads, so compare within this table only), and
+starting up in a new process (`benchmarks/startup.py`):
 
 {eager()}
 

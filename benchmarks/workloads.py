@@ -1,19 +1,52 @@
-"""The workloads, written once for fgrad and JAX (whose function names agree) and once for PyTorch.
+"""The workloads, and a whole training step of each in every library.
 
-A workload gives, for each library, a zero-argument function that does one whole training step (forward, loss, backward, update)
-and returns the loss; all start from the same weights and see the same batch.
+A step is a zero-argument function (forward, loss, backward, update) that returns the loss; all libraries start from the same weights
+and see the same batch. The nets are in `models` and `deep_models`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from deep_models import (
+    gpt,
+    gpt_batch,
+    gpt_params,
+    lstm,
+    lstm_batch,
+    lstm_params,
+    resnet,
+    resnet_params,
+    resnet_stats,
+    torch_gpt,
+    torch_lstm,
+    torch_resnet,
+)
+from models import (
+    LENET,
+    MLP,
+    MNIST_CNN,
+    TINY,
+    Params,
+    chain,
+    chain_scalars,
+    images,
+    lenet,
+    mlp,
+    mnist_cnn,
+    tiny,
+    tiny_batch,
+    torch_chain,
+    torch_lenet,
+    torch_mlp,
+    torch_mnist_cnn,
+    torch_tiny,
+)
 
-Params = dict[str, np.ndarray]
 Step = Callable[[], Any]
 
 
@@ -25,9 +58,12 @@ class Workload:
     batch: Callable[[np.random.Generator], tuple[np.ndarray, ...]]
     loss: Callable[..., Any]  # (ops, params, *batch) -> scalar, for fgrad and JAX
     torch_loss: Callable[..., Any]  # (torch, params, *batch) -> scalar
-    optimizer: str  # "sgd", "momentum", "adam" or "none" (value and gradient only)
+    optimizer: str  # "sgd", "momentum", "adam", "adamw" or "none" (value and gradient only)
     lr: float = 1e-3
     repeats: int = 20  # steps in one timed round
+    stats: Callable[[], Params] | None = (
+        None  # running statistics, which the losses take after the parameters and return
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the two functional libraries
@@ -44,10 +80,12 @@ def fgrad_ops() -> SimpleNamespace:
     return SimpleNamespace(
         name="fgrad",
         np=fnp,
-        conv=lambda x, w: lax.conv(x, w),
+        conv=lambda x, w, strides, padding: lax.conv(x, w, strides, padding),
         pool=lambda x: lax.max_pool(x, 2),
         relu=lambda x: fnp.maximum(x, 0),
         sigmoid=special.sigmoid,
+        erf=special.erf,
+        scan=fgrad.scan,
         stop=fgrad.stop_gradient,
         one_hot=one_hot,
         value_and_grad=fgrad.value_and_grad,
@@ -66,13 +104,18 @@ def jax_ops() -> SimpleNamespace:
     def pool(x: Any) -> Any:
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
 
+    def conv(x: Any, w: Any, stride: int, padding: int) -> Any:
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), [(padding, padding)] * 2)
+
     return SimpleNamespace(
         name="jax",
         np=jnp,
-        conv=lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "VALID"),
+        conv=conv,
         pool=pool,
         relu=lambda x: jnp.maximum(x, 0),
         sigmoid=jax.nn.sigmoid,
+        erf=jax.scipy.special.erf,
+        scan=jax.lax.scan,
         stop=jax.lax.stop_gradient,
         one_hot=lambda y, n: y[:, None] == jnp.arange(n),
         value_and_grad=jax.value_and_grad,
@@ -84,35 +127,57 @@ def jax_ops() -> SimpleNamespace:
     )
 
 
-def cross_entropy(o: SimpleNamespace, logits: Any, y: Any) -> Any:
-    shifted = logits - o.stop(o.np.max(logits, axis=1, keepdims=True))
-    log_p = shifted - o.np.log(o.np.sum(o.np.exp(shifted), axis=1, keepdims=True))
-    picked = o.np.where(o.one_hot(y, logits.shape[1]), log_p, 0.0)
-    return -o.np.sum(picked) / logits.shape[0]
-
-
-def linear(o: SimpleNamespace, p: Any, name: str, x: Any) -> Any:
-    return o.np.matmul(x, p[f"{name}.weight"].T) + p[f"{name}.bias"]
-
-
-def conv(o: SimpleNamespace, p: Any, name: str, x: Any) -> Any:
-    return o.conv(x, p[f"{name}.weight"]) + p[f"{name}.bias"][:, None, None]
-
-
 def update(o: SimpleNamespace, w: Workload, p: Any, s: Any, g: Any) -> tuple[Any, Any]:
     if w.optimizer == "sgd":
         return o.map(lambda p, g: p - w.lr * g, p, g), s
     if w.optimizer == "momentum":
         s = o.map(lambda m, g: 0.9 * m + g, s, g)
         return o.map(lambda p, m: p - w.lr * m, p, s), s
-    if w.optimizer == "adam":
+    if w.optimizer in ("adam", "adamw"):
+        decay = 0.01 * w.lr if w.optimizer == "adamw" else 0.0
         m = o.map(lambda m, g: 0.9 * m + 0.1 * g, s["m"], g)
         v = o.map(lambda v, g: 0.999 * v + 0.001 * (g * g), s["v"], g)
         t = s["t"] + 1
         a, b = 1 - 0.9**t, 1 - 0.999**t
-        p = o.map(lambda p, m, v: p - w.lr * (m / a) / (o.np.sqrt(v / b) + 1e-8), p, m, v)
-        return p, {"m": m, "v": v, "t": t}
+        size, root = w.lr / a, 1 / o.np.sqrt(b)
+
+        def move(p: Any, m: Any, v: Any) -> Any:
+            return (p - decay * p if decay else p) - size * m / (o.np.sqrt(v) * root + 1e-8)
+
+        return o.map(move, p, m, v), {"m": m, "v": v, "t": t}
     return p, s
+
+
+def _zeros(values: Params) -> Params:
+    return {k: np.zeros_like(v) for k, v in values.items()}
+
+
+def functional_state(w: Workload, start: Params, array: Callable[[np.ndarray], Any]) -> Any:
+    """(optimizer state, running statistics) before the first step."""
+    fresh = lambda: {k: array(v) for k, v in _zeros(start).items()}
+    state: Any = ()
+    if w.optimizer == "momentum":
+        state = fresh()
+    elif w.optimizer in ("adam", "adamw"):
+        state = {"m": fresh(), "v": fresh(), "t": array(np.zeros((), np.float32))}
+    return state, {k: array(v) for k, v in w.stats().items()} if w.stats else ()
+
+
+def whole_step(o: SimpleNamespace, w: Workload) -> Callable[..., Any]:
+    """`step(params, state, *batch) -> (params, state, loss)`, with the gradients too if there is no optimizer."""
+
+    def step(p: Any, s: Any, *xs: Any) -> Any:
+        optimizer, stats = s
+        if w.stats:
+            (value, stats), g = o.value_and_grad(lambda p: w.loss(o, p, stats, *xs), has_aux=True)(p)
+        else:
+            value, g = o.value_and_grad(lambda p: w.loss(o, p, *xs))(p)
+        if w.optimizer == "none":
+            return p, s, value, g
+        p, optimizer = update(o, w, p, optimizer, g)
+        return p, (optimizer, stats), value
+
+    return step
 
 
 def functional_step(o: SimpleNamespace, w: Workload, compiled: bool = True) -> tuple[Step, Callable[[], Any]]:
@@ -120,29 +185,14 @@ def functional_step(o: SimpleNamespace, w: Workload, compiled: bool = True) -> t
     rng = np.random.default_rng(0)
     start = w.params(rng)
     batch = [o.array(b) for b in w.batch(rng)]
-    params = {k: o.array(v.copy()) for k, v in start.items()}
-    zeros = {k: o.array(np.zeros_like(v)) for k, v in start.items()}
-    state: Any = {
-        "momentum": zeros,
-        "adam": {
-            "m": zeros,
-            "v": {k: o.array(np.zeros_like(v)) for k, v in start.items()},
-            "t": o.array(np.float32(0)),
-        },
-    }.get(w.optimizer, ())
-
-    def step(p: Any, s: Any, *xs: Any) -> Any:
-        value, g = o.value_and_grad(lambda p: w.loss(o, p, *xs))(p)
-        if w.optimizer == "none":
-            return p, s, value, g
-        p, s = update(o, w, p, s, g)
-        return p, s, value
-
-    if w.optimizer == "none":  # nothing to hand back: donation would only copy
-        run = o.jit_plain(step) if compiled else step
+    step = whole_step(o, w)
+    if not compiled:
+        run = step
+    elif w.optimizer == "none":  # nothing to hand back: donation would only copy
+        run = o.jit_plain(step)
     else:
-        run = o.jit(step) if compiled else step
-    held = [params, state]
+        run = o.jit(step)
+    held = [{k: o.array(v.copy()) for k, v in start.items()}, functional_state(w, start, o.array)]
 
     def once() -> Any:
         held[0], held[1], value, *_ = run(held[0], held[1], *batch)
@@ -150,7 +200,12 @@ def functional_step(o: SimpleNamespace, w: Workload, compiled: bool = True) -> t
 
     def gradients() -> Any:
         p = {k: o.array(v.copy()) for k, v in start.items()}
-        return o.value_and_grad(lambda p: w.loss(o, p, *batch))(p)[1]
+        _, stats = functional_state(w, start, o.array)
+        if w.stats:
+            loss = lambda p: w.loss(o, p, stats, *batch)[0]
+        else:
+            loss = lambda p: w.loss(o, p, *batch)
+        return (o.jit_plain(o.value_and_grad(loss)) if compiled else o.value_and_grad(loss))(p)[1]
 
     return once, gradients
 
@@ -158,7 +213,12 @@ def functional_step(o: SimpleNamespace, w: Workload, compiled: bool = True) -> t
 # ------------------------------------------------------------------------------------------------ PyTorch
 
 
-def torch_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
+def _torch_stats(torch: Any, w: Workload) -> tuple[Any, ...]:
+    return ({k: torch.from_numpy(v) for k, v in w.stats().items()},) if w.stats else ()
+
+
+def torch_step(w: Workload, compiled: bool = False) -> tuple[Step, Callable[[], Any]]:
+    """The step as PyTorch users write it; `compiled`: with the loss under `torch.compile`."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -168,13 +228,20 @@ def torch_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
     def fresh() -> dict[str, Any]:
         return {k: torch.from_numpy(v.copy()).requires_grad_() for k, v in start.items()}
 
-    params = fresh()
+    params, stats = fresh(), _torch_stats(torch, w)
     makers: dict[str, Any] = {
         "sgd": lambda: torch.optim.SGD(params.values(), lr=w.lr),
         "momentum": lambda: torch.optim.SGD(params.values(), lr=w.lr, momentum=0.9),
         "adam": lambda: torch.optim.Adam(params.values(), lr=w.lr),
+        "adamw": lambda: torch.optim.AdamW(params.values(), lr=w.lr),
     }
     optimizer = makers[w.optimizer]() if w.optimizer in makers else None
+
+    def plain(p: Any, stats: Any, *xs: Any) -> Any:
+        value = w.torch_loss(torch, p, *stats, *xs)
+        return value[0] if w.stats else value
+
+    loss = torch.compile(plain) if compiled else plain
 
     def once() -> Any:
         if optimizer is None:
@@ -182,7 +249,7 @@ def torch_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
                 p.grad = None
         else:
             optimizer.zero_grad()
-        value = w.torch_loss(torch, params, *batch)
+        value = loss(params, stats, *batch)
         value.backward()
         if optimizer is not None:
             optimizer.step()
@@ -190,119 +257,52 @@ def torch_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
 
     def gradients() -> Any:
         p = fresh()
-        w.torch_loss(torch, p, *batch).backward()
+        loss(p, _torch_stats(torch, w), *batch).backward()
         return {k: v.grad for k, v in p.items()}
 
     return once, gradients
 
 
-# ------------------------------------------------------------------------------------------------ the nets
+def torch_whole_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
+    """The whole step, written with `torch.func`, under `torch.compile`."""
+    import torch
 
+    rng = np.random.default_rng(0)
+    start = w.params(rng)
+    batch = [torch.from_numpy(b) for b in w.batch(rng)]
 
-def uniform(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    bound = 1 / np.sqrt(np.prod(shape[1:]))
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
+    def value_and_grad(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+        def both(p: Any) -> Any:
+            g, value = torch.func.grad_and_value(f, has_aux=has_aux)(p)
+            return value, g
 
+        return both
 
-def weights(**shapes: tuple[int, ...]) -> Callable[[np.random.Generator], Params]:
-    """Weights of PyTorch's default scale; `conv1=(6, 3, 5, 5)` makes `conv1.weight` and `conv1.bias`."""
-
-    def make(rng: np.random.Generator) -> Params:
-        found: Params = {}
-        for name, shape in shapes.items():
-            found[f"{name}.weight"] = uniform(rng, *shape)
-            found[f"{name}.bias"] = uniform(rng, shape[0])
-        return found
-
-    return make
-
-
-def images(n: int, *shape: int) -> Callable[[np.random.Generator], tuple[np.ndarray, ...]]:
-    def make(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        return rng.normal(size=(n, *shape)).astype(np.float32), rng.integers(0, 10, size=n)
-
-    return make
-
-
-LENET = weights(conv1=(6, 3, 5, 5), conv2=(16, 6, 5, 5), fc1=(120, 400), fc2=(84, 120), fc3=(10, 84))
-MNIST_CNN = weights(conv1=(32, 1, 3, 3), conv2=(64, 32, 3, 3), fc1=(128, 1600), fc2=(10, 128))
-MLP = weights(fc1=(128, 784), fc2=(10, 128))
-TINY = weights(fc1=(8, 6), fc2=(5, 8))
-
-
-def conv_net(o: SimpleNamespace, p: Any, x: Any, y: Any, dense: tuple[str, ...]) -> Any:
-    x = o.pool(o.relu(conv(o, p, "conv1", x)))
-    x = o.pool(o.relu(conv(o, p, "conv2", x)))
-    x = x.reshape(x.shape[0], -1)
-    for name in dense[:-1]:
-        x = o.relu(linear(o, p, name, x))
-    return cross_entropy(o, linear(o, p, dense[-1], x), y)
-
-
-def torch_conv_net(torch: Any, p: Any, x: Any, y: Any, dense: tuple[str, ...]) -> Any:
-    f = torch.nn.functional
-    for name in ("conv1", "conv2"):
-        x = f.max_pool2d(f.relu(f.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"])), 2)
-    x = x.flatten(1)
-    for name in dense[:-1]:
-        x = f.relu(f.linear(x, p[f"{name}.weight"], p[f"{name}.bias"]))
-    return f.cross_entropy(f.linear(x, p[f"{dense[-1]}.weight"], p[f"{dense[-1]}.bias"]), y)
-
-
-def lenet(o: SimpleNamespace, p: Any, x: Any, y: Any) -> Any:
-    return conv_net(o, p, x, y, ("fc1", "fc2", "fc3"))
-
-
-def torch_lenet(torch: Any, p: Any, x: Any, y: Any) -> Any:
-    return torch_conv_net(torch, p, x, y, ("fc1", "fc2", "fc3"))
-
-
-def mnist_cnn(o: SimpleNamespace, p: Any, x: Any, y: Any) -> Any:
-    return conv_net(o, p, x, y, ("fc1", "fc2"))
-
-
-def torch_mnist_cnn(torch: Any, p: Any, x: Any, y: Any) -> Any:
-    return torch_conv_net(torch, p, x, y, ("fc1", "fc2"))
-
-
-def mlp(o: SimpleNamespace, p: Any, x: Any, y: Any) -> Any:
-    return cross_entropy(o, linear(o, p, "fc2", o.relu(linear(o, p, "fc1", x))), y)
-
-
-def torch_mlp(torch: Any, p: Any, x: Any, y: Any) -> Any:
-    f = torch.nn.functional
-    h = f.relu(f.linear(x, p["fc1.weight"], p["fc1.bias"]))
-    return f.cross_entropy(f.linear(h, p["fc2.weight"], p["fc2.bias"]), y)
-
-
-def tiny(o: SimpleNamespace, p: Any, x: Any, y: Any) -> Any:
-    out = linear(o, p, "fc2", o.np.tanh(linear(o, p, "fc1", x)))
-    return o.np.mean((out - y) ** 2)
-
-
-def torch_tiny(torch: Any, p: Any, x: Any, y: Any) -> Any:
-    f = torch.nn.functional
-    return f.mse_loss(
-        f.linear(torch.tanh(f.linear(x, p["fc1.weight"], p["fc1.bias"])), p["fc2.weight"], p["fc2.bias"]), y
+    o = SimpleNamespace(
+        np=torch,
+        value_and_grad=value_and_grad,
+        map=lambda f, first, *rest: {k: f(v, *(r[k] for r in rest)) for k, v in first.items()},
     )
+    in_torch = replace(w, loss=lambda o, *xs: w.torch_loss(torch, *xs))
+    step = torch.compile(whole_step(o, in_torch))
+    array = lambda v: torch.from_numpy(v.copy())
+    held = [{k: array(v) for k, v in start.items()}, functional_state(w, start, array)]
 
+    def once() -> Any:
+        held[0], held[1], value, *_ = step(held[0], held[1], *batch)
+        return value
 
-def tiny_batch(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    return rng.normal(size=(1, 6)).astype(np.float32), rng.normal(size=(1, 5)).astype(np.float32)
+    def gradients() -> Any:
+        p = {k: array(v) for k, v in start.items()}
+        _, stats = functional_state(w, start, array)
+        loss = (
+            (lambda p: w.torch_loss(torch, p, stats, *batch)[0])
+            if w.stats
+            else (lambda p: w.torch_loss(torch, p, *batch))
+        )
+        return torch.func.grad(loss)(p)
 
-
-def chain(o: SimpleNamespace, p: Any, a: Any, b: Any) -> Any:
-    x = p["x"]
-    return o.np.mean(o.np.tanh(a * x + b) * o.sigmoid(x) + o.np.exp(-x * x))
-
-
-def torch_chain(torch: Any, p: Any, a: Any, b: Any) -> Any:
-    x = p["x"]
-    return torch.mean(torch.tanh(a * x + b) * torch.sigmoid(x) + torch.exp(-x * x))
-
-
-def chain_scalars(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    return np.asarray(1.5, np.float32), np.asarray(0.5, np.float32)
+    return once, gradients
 
 
 WORKLOADS = {
@@ -344,6 +344,17 @@ WORKLOADS = {
             "W5", "MLP 6-8-5, SGD, batch 1", TINY, tiny_batch, tiny, torch_tiny, "sgd", lr=1e-2, repeats=1000
         ),
         Workload(
+            "W6",
+            "ResNet-18 (CIFAR stem), BatchNorm, SGD momentum, batch 32",
+            resnet_params,
+            images(32, 3, 32, 32),
+            resnet,
+            torch_resnet,
+            "momentum",
+            repeats=1,
+            stats=resnet_stats,
+        ),
+        Workload(
             "W7",
             "mean(tanh(a*x+b)*sigmoid(x)+exp(-x*x)), value and gradient, 4 M",
             lambda rng: {"x": rng.normal(size=4_000_000).astype(np.float32)},
@@ -352,6 +363,26 @@ WORKLOADS = {
             torch_chain,
             "none",
             repeats=5,
+        ),
+        Workload(
+            "W8",
+            "GPT: 2 layers, d 128, 4 heads, T 128, batch 8, AdamW",
+            gpt_params,
+            gpt_batch,
+            gpt,
+            torch_gpt,
+            "adamw",
+            repeats=6,
+        ),
+        Workload(
+            "W9",
+            "LSTM 64 to 128, T 64, batch 32, SGD",
+            lstm_params,
+            lstm_batch,
+            lstm,
+            torch_lstm,
+            "sgd",
+            repeats=10,
         ),
     )
 }

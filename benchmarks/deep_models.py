@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -143,7 +144,7 @@ def _attention(o: SimpleNamespace, p: Any, n: int, x: Any) -> Any:
     batch, length, width = x.shape
     qkv = linear(o, p, f"{n}.qkv", x).reshape(batch, length, 3, HEADS, width // HEADS)
     q, k, v = (o.np.transpose(qkv[:, :, i], (0, 2, 1, 3)) for i in range(3))
-    scores = o.np.matmul(q, o.np.transpose(k, (0, 1, 3, 2))) * (1 / np.sqrt(width // HEADS))
+    scores = o.np.matmul(q, o.np.transpose(k, (0, 1, 3, 2))) * (1 / math.sqrt(width // HEADS))
     places = o.np.arange(length)
     scores = o.np.where(places[:, None] >= places[None, :], scores, -np.inf)
     e = o.np.exp(scores - o.stop(o.np.max(scores, axis=-1, keepdims=True)))
@@ -157,7 +158,7 @@ def gpt(o: SimpleNamespace, p: Any, text: Any, targets: Any) -> Any:
     for n in range(LAYERS):
         x = x + _attention(o, p, n, _layer_norm(o, p, f"{n}.norm1", x))
         h = linear(o, p, f"{n}.up", _layer_norm(o, p, f"{n}.norm2", x))
-        h = 0.5 * h * (1 + o.erf(h * float(np.sqrt(0.5))))
+        h = 0.5 * h * (1 + o.erf(h * math.sqrt(0.5)))
         x = x + linear(o, p, f"{n}.down", h)
     logits = linear(o, p, "head", _layer_norm(o, p, "norm", x))
     return cross_entropy(o, logits.reshape(-1, VOCABULARY), targets.reshape(-1))

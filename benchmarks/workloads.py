@@ -80,7 +80,7 @@ def fgrad_ops() -> SimpleNamespace:
     return SimpleNamespace(
         name="fgrad",
         np=fnp,
-        conv=lambda x, w, strides, padding: lax.conv(x, w, strides, padding),
+        conv=lambda x, w, strides, padding: lax.conv(x, w, strides=strides, padding=padding),
         pool=lambda x: lax.max_pool(x, 2),
         relu=lambda x: fnp.maximum(x, 0),
         sigmoid=special.sigmoid,

@@ -185,6 +185,7 @@ class Program:
     placed: dict[int, int] = field(
         default_factory=dict
     )  # output j -> donated input whose bytes it is written to
+    planned: bool = False  # contractions, threads and memory are decided
 
 
 def nested_blocks(step: Step) -> tuple[Block, ...]:

@@ -25,7 +25,7 @@ from fgrad.codegen.entry import Entry, emit_program, plan_contractions
 from fgrad.codegen.layout import HostControl, Item, Layout, Places, Segment, cut
 from fgrad.codegen.parallel import worth_threads
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
-from fgrad.codegen.target import host
+from fgrad.codegen.target import TargetInfo, host
 from fgrad.errors import FgradIndexError, FgradValueError, message
 from fgrad.passes.memory import peak_memory, plan_memory
 from fgrad.runtime import cache, threads
@@ -40,15 +40,23 @@ _compile_lock = (
 _numbers = itertools.count()
 
 
+def plan_program(program: Program) -> TargetInfo:
+    """Decide all that is decided before code is written: contractions, what threads share, memory. Once a program."""
+    target = host()
+    if not program.planned:
+        plan_contractions(program, target)
+        plan_memory(program)
+        program.planned = True
+    return target
+
+
 def compile_program(program: Program, key: str = "") -> Executable:
     """Plan the program's memory, then find its code (in this process, on disk) or make it.
 
     `key` is mixed into the name of the disk entry; the program's own canonical text is always part of it, so the code
     that is loaded fits the program whatever the caller passes.
     """
-    target = host()
-    plan_contractions(program, target)
-    plan_memory(program)
+    target = plan_program(program)
     digest = hashlib.sha256(program_text(program).encode()).hexdigest()
     name = cache.entry_key(digest, key, target.cpu, target.features, str(target.vector_bytes))
     with _compile_lock:

@@ -1,15 +1,21 @@
-"""Whole training steps of fgrad against PyTorch eager and JAX jit: same weights, same batches, losses and gradients compared.
+"""Whole training steps of fgrad against PyTorch (eager and compiled), JAX and PyTensor: same weights, same batches, losses and
+gradients compared.
 
-    python benchmarks/peers.py [--only W1,W4] [--rounds 9] [--json FILE] [--threads N]
+    python benchmarks/peers.py [--only W1,W4] [--rounds 9] [--json FILE] [--threads N] [--pytensor-python PATH]
 
 Each library runs in a process of its own, since the idle threads of one slow the others down; the rounds are interleaved, so that
 all meet the same neighbours, and every round begins with untimed steps. Times are medians over the rounds; only ratios of one run mean
-anything on a shared machine. Needs the `bench` extra; a peer that is not installed is left out.
+anything on a shared machine. Memory is the largest resident size while steps run, less that before the workload was made.
+
+`torch.compile` runs in two forms, the loss compiled (and the optimizer of `torch.optim`) and the whole step written with `torch.func`
+and compiled; the faster counts. Needs the `bench` extra; a peer that is not installed is left out. PyTensor wants another Numba than fgrad:
+install it in an environment of its own and name its interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -23,106 +29,190 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from pytensor_peer import LOSSES as PYTENSOR
+from pytensor_peer import pytensor_step
 from timing import save, table
-from workloads import WORKLOADS, Workload, fgrad_ops, functional_step, jax_ops, torch_step
+from workloads import (
+    WORKLOADS,
+    Workload,
+    fgrad_ops,
+    functional_step,
+    jax_ops,
+    torch_step,
+    torch_whole_step,
+)
 
-PEERS = {"pytorch eager": "torch", "jax jit": "jax"}  # name -> the package that it needs
+# name -> what to install
+PEERS = {
+    "pytorch eager": "torch",
+    "torch.compile loss": "torch",
+    "torch.compile step": "torch",
+    "jax jit": "jax",
+    "pytensor": "pytensor",
+}
 WARM_UP_SECONDS = 0.2
 
 
+def make(library: str, w: Workload, threads: int) -> Any:
+    """(step, gradients) of a workload in one library; ImportError if that is absent."""
+    if library == "fgrad":
+        return functional_step(fgrad_ops(), w)
+    if library == "jax jit":
+        return functional_step(jax_ops(), w)
+    if library == "pytensor":
+        return pytensor_step(w)
+    import torch
+
+    torch.set_num_threads(threads)
+    if library == "torch.compile step":
+        return torch_whole_step(w)
+    return torch_step(w, compiled=library == "torch.compile loss")
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, or VmHWM, the most since `forget_peak`; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(n.split()[1]) * 1024 for n in lines if n.startswith(field)), 0)
+
+
+def forget_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def import_package(library: str) -> None:
+    """Imported before memory is counted."""
+    import importlib
+
+    importlib.import_module(PEERS.get(library, "fgrad"))
+
+
 def serve(library: str, workload: str, gradients: str, threads: int) -> None:
-    """The worker: prints the first loss, writes the first gradients to a file, then times a round for each line on stdin."""
+    """The worker: writes the first gradients to a file, prints the first loss, then for each line on stdin times a round and prints
+    the microseconds of a step, and the bytes that the workload holds at most."""
     w = WORKLOADS[workload]
     try:
-        if library == "pytorch eager":
-            import torch
-
-            torch.set_num_threads(threads)
-            once, gradient = torch_step(w)
-        else:
-            once, gradient = functional_step(fgrad_ops() if library == "fgrad" else jax_ops(), w)
+        import_package(library)
+        before = resident("VmRSS")
+        once, gradient = make(library, w, threads)
+        first = float(once())
     except ImportError:
         print("absent", flush=True)
         return
     np.savez(gradients, **{n: np.asarray(v) for n, v in gradient().items()})
-    print(float(once()), flush=True)
+    print(first, flush=True)
     for _ in sys.stdin:
+        forget_peak()
         until = time.perf_counter() + WARM_UP_SECONDS
         while time.perf_counter() < until:
             once()
         begin = time.perf_counter()
         for _ in range(w.repeats):
             once()
-        print((time.perf_counter() - begin) / w.repeats * 1e6, flush=True)
+        took = (time.perf_counter() - begin) / w.repeats * 1e6
+        print(took, resident("VmHWM") - before, flush=True)
 
 
 class Worker:
     """One library on one workload, in its own process."""
 
-    def __init__(self, library: str, workload: str, folder: str, threads: int):
-        self.gradients = f"{folder}/{library.split()[0]}.npz"
-        command = [sys.executable, __file__, "--serve", library, workload, self.gradients, str(threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    def __init__(self, library: str, workload: str, folder: str, threads: int, python: str):
+        self.library = library
+        self.gradients = f"{folder}/{library.replace(' ', '_')}.npz"
+        command = [python, __file__, "--serve", library, workload, self.gradients, str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (kept as long as the process)
+        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment
         )
         answer = self._line()
         self.present = answer != "absent"
         self.loss = float(answer) if self.present else float("nan")
         self.rounds: list[float] = []
+        self.bytes = 0
 
     def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         if not line:
-            raise RuntimeError(f"{' '.join(self.process.args)} ended without an answer")  # type: ignore[arg-type]
+            self.errors.seek(0)
+            said = [n.strip() for n in self.errors.read().splitlines() if n.strip()]
+            raise RuntimeError(
+                next((n for n in reversed(said) if "Error" in n), "it ended without an answer")
+            )
         return line
 
     def round(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.rounds.append(float(self._line()))
+        took, held = self._line().split()
+        self.rounds.append(float(took))
+        self.bytes = max(self.bytes, int(held))
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
 
     def close(self) -> None:
         self.process.communicate()
 
 
-def compare(w: Workload, rounds: int, threads: int) -> list[dict[str, Any]]:
+def start(w: Workload, folder: str, threads: int, pytensor_python: str) -> list[Worker]:
+    """fgrad's worker first, then those of the peers that are there. One at a time: compiling is not to disturb anybody."""
+    workers = [Worker("fgrad", w.name, folder, threads, sys.executable)]
+    for library, package in PEERS.items():
+        if library == "pytensor" and w.name not in PYTENSOR:
+            continue
+        python = pytensor_python if library == "pytensor" else sys.executable
+        try:
+            worker = Worker(library, w.name, folder, threads, python)
+        except (RuntimeError, OSError) as error:
+            print(f"{library} failed on {w.name}: {error}", file=sys.stderr)
+            continue
+        if not worker.present:
+            print(f"{package} is not installed: pip install {package}", file=sys.stderr)
+            worker.close()
+            continue
+        workers.append(worker)
+    return workers
+
+
+def compare(w: Workload, rounds: int, threads: int, pytensor_python: str) -> list[dict[str, Any]]:
     """The rows of one workload: one a peer."""
     with tempfile.TemporaryDirectory() as folder:
-        workers = {k: Worker(k, w.name, folder, threads) for k in ("fgrad", *PEERS)}
-        for k, package in PEERS.items():
-            if not workers[k].present:
-                print(f"{package} is not installed: pip install 'fgrad[bench]'", file=sys.stderr)
-        present = {k: worker for k, worker in workers.items() if worker.present}
+        workers = start(w, folder, threads, pytensor_python)
         for _ in range(rounds):
-            for worker in present.values():
+            for worker in workers:
                 worker.round()
-        for worker in workers.values():
+        for worker in workers:
             worker.close()
-        gradients = {k: dict(np.load(worker.gradients)) for k, worker in present.items()}
-    ours, mine = present["fgrad"], gradients["fgrad"]
-    fgrad_us = statistics.median(ours.rounds)
+        gradients = {worker.library: dict(np.load(worker.gradients)) for worker in workers}
+    ours, *others = workers
+    mine = gradients["fgrad"]
     rows = []
-    for peer, worker in present.items():
-        if peer == "fgrad":
-            continue
-        peer_us = statistics.median(worker.rounds)
+    for worker in others:
+        theirs = gradients[worker.library]
         difference = max(
-            float(np.abs(mine[n] - gradients[peer][n]).max() / max(np.abs(mine[n]).max(), 1e-30))
-            for n in mine
+            float(np.abs(mine[n] - theirs[n]).max() / max(np.abs(mine[n]).max(), 1e-30)) for n in mine
         )
         rows.append(
             {
                 "workload": w.name,
                 "what": w.what,
-                "peer": peer,
-                "peer_us": peer_us,
-                "fgrad_us": fgrad_us,
-                "ratio": peer_us / fgrad_us,
+                "peer": worker.library,
+                "peer_us": worker.median,
+                "fgrad_us": ours.median,
+                "ratio": worker.median / ours.median,
+                "loss": ours.loss,
                 "loss_rel_diff": abs(ours.loss - worker.loss) / abs(ours.loss),
                 "grad_rel_diff": difference,
+                "peer_bytes": worker.bytes,
+                "fgrad_bytes": ours.bytes,
             }
         )
     return rows
@@ -142,6 +232,9 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="threads for everyone (default: all cores)"
     )
+    parser.add_argument(
+        "--pytensor-python", metavar="PATH", default=sys.executable, help="an interpreter that has PyTensor"
+    )
     options = parser.parse_args()
     chosen = [n.strip() for n in options.only.split(",") if n.strip()] or list(WORKLOADS)
     unknown = [n for n in chosen if n not in WORKLOADS]
@@ -150,10 +243,10 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     for name in chosen:
-        rows += (found := compare(WORKLOADS[name], options.rounds, options.threads))
+        rows += (found := compare(WORKLOADS[name], options.rounds, options.threads, options.pytensor_python))
         for r in found:
             print(
-                f"{name} {r['peer']:14} {r['peer_us']:10.1f} us   fgrad {r['fgrad_us']:10.1f} us   {r['ratio']:6.2f} x"
+                f"{name} {r['peer']:18} {r['peer_us']:10.1f} us   fgrad {r['fgrad_us']:10.1f} us   {r['ratio']:6.2f} x"
                 f"   loss {r['loss_rel_diff']:.1e}   gradient {r['grad_rel_diff']:.1e}",
                 flush=True,
             )

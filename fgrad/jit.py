@@ -363,8 +363,10 @@ class Jitted:
         """The stages of compiling for these arguments (arrays, or anything with shape and dtype), to look at."""
         dynamic, _ = self._divide(args, kwargs)
         leaves, structure = tree.flatten(dynamic)
-        graph = self._trace(args, kwargs, leaves, structure)[0]
-        return Lowered(graph, self._donations(args, kwargs, dynamic, graph), getattr(self.f, "__name__", "f"))
+        graph, captured, _ = self._trace(args, kwargs, leaves, structure)
+        donated = self._donations(args, kwargs, dynamic, graph)
+        given = [_type_or_array(x, self.call) for x in leaves]
+        return Lowered(graph, donated, getattr(self.f, "__name__", "f"), [*given, *captured])
 
     def clear_cache(self) -> None:
         """Forget the programs compiled in this process (the disk cache stays)."""

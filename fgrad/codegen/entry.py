@@ -24,6 +24,7 @@ from llvmlite import ir
 
 from fgrad.codegen import gemm, team
 from fgrad.codegen.canonical import kernel_text
+from fgrad.codegen.clock import StepClock
 from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
 from fgrad.codegen.parallel import MOST_PIECES, ContractPieces, Pieces, pieces_of, split_work, worth_threads
@@ -65,40 +66,58 @@ class Entry:
 
 
 def emit_program(
-    program: Program, symbol: str, target: TargetInfo, segments: Sequence[Segment] | None = None
+    program: Program,
+    symbol: str,
+    target: TargetInfo,
+    segments: Sequence[Segment] | None = None,
+    clock: StepClock | None = None,
 ) -> Entry:
     """Print `program` (contractions and memory planned) as a module that exports `void symbol(ptr table, i64 segment)`.
 
-    `segments` replaces those that the host steps make, for running parts of the program by themselves.
+    `segments` replaces those that the host steps make, for running parts of the program by themselves. A `clock` is read around
+    every step and segment.
     """
     items, found = cut(program)
     segments = found if segments is None else segments
     layout = Layout(program, items)
     module = new_module(symbol)
-    shared = _Shared(module, layout, Places(program, layout), target)
+    shared = _Shared(module, layout, Places(program, layout), target, clock)
     functions = [shared.segment(s) for s in segments]
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64]), symbol)
     entry.attributes.add("nounwind")
     b = ir.IRBuilder(entry.append_basic_block("entry"))
     done = entry.append_basic_block("done")
     chosen = b.switch(entry.args[1], done)
-    for n, fn in enumerate(functions):
+    for n, (segment, fn) in enumerate(zip(segments, functions)):
         case = entry.append_basic_block(f"case.{n}")
         chosen.add_case(I64(n), case)
         b.position_at_end(case)
+        begun = clock.begin(b, stamp=True) if clock else None
         b.call(fn, [entry.args[0], POINTER(None)])
+        if clock:
+            clock.end(b, segment, begun)
         b.branch(done)
     b.position_at_end(done)
     b.ret_void()
     texts = [team.common_text(), *shared.texts] if shared.tasks else []
+    if clock:
+        texts.append(clock.text(declared=bool(shared.tasks)))
     return Entry("\n".join([str(module), *texts]), symbol, shared.notes)
 
 
 class _Shared:
     """Kernels and contractions of a module, each printed once."""
 
-    def __init__(self, module: ir.Module, layout: Layout, places: Places, target: TargetInfo):
+    def __init__(
+        self,
+        module: ir.Module,
+        layout: Layout,
+        places: Places,
+        target: TargetInfo,
+        clock: StepClock | None = None,
+    ):
         self.module, self.layout, self.places, self.target = module, layout, places, target
+        self.clock = clock
         self.kernels: dict[Any, ir.Function] = {}
         self.contractions: dict[str, ir.Function] = {}
         self.tasks: dict[Any, ir.Function] = {}
@@ -222,8 +241,12 @@ class _SegmentEmitter:
     # -------------------------------------------------------------------------------------------- steps
 
     def steps(self, steps: Sequence[Step]) -> None:
+        clock = self.shared.clock
         for step in steps:
+            begun = clock.begin(self.builder) if clock else None
             self.step(step)
+            if clock:
+                clock.end(self.builder, step, begun)
 
     def step(self, step: Step) -> None:
         if isinstance(step, KernelStep):

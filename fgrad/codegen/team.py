@@ -265,6 +265,11 @@ def _machine() -> tuple[str, str, str, str]:
     return f"call void {call}", declaration, clock, f"declare i64 {clock}()"
 
 
+def clock() -> tuple[str, str]:
+    """The intrinsic that reads the machine's clock, and its declaration (which `common_text` has too)."""
+    return _machine()[2:]
+
+
 _elsewhere = ir.Module("team", context=ir.Context())
 run = ir.Function(_elsewhere, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, I64]), "team.run")
 

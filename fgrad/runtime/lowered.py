@@ -1,10 +1,12 @@
-"""What `jit(f).lower(*args)` returns: the stages between a function and its machine code, each as text."""
+"""What `jit(f).lower(*args)` returns: the stages between a function and its machine code, each as text, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
+from fgrad.array import ConcreteArray
 from fgrad.codegen.cuda_source import cuda_source
 from fgrad.codegen.program import (
     Buf,
@@ -18,10 +20,14 @@ from fgrad.codegen.program import (
     walk,
 )
 from fgrad.codegen.python_source import python_source
-from fgrad.errors import FgradValueError, message
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph
 from fgrad.passes import compile_graph, optimize
-from fgrad.runtime.executable import Executable, compile_program
+from fgrad.passes.memory import peak_memory
+from fgrad.runtime.cost import Cost, program_cost
+from fgrad.runtime.executable import Executable, compile_program, plan_program
+from fgrad.runtime.peaks import Peaks
+from fgrad.runtime.profile import Profile, profile
 
 STAGES = ("graph", "optimized", "kernels", "memory", "llvm", "assembly", "cuda")
 
@@ -35,31 +41,64 @@ class Lowered:
     memory       the arena: each buffer's place, and the peak
     llvm         the generated LLVM IR;  assembly: the machine code
     cuda         the element-wise and reduction kernels as numba.cuda source
+
+    `.cost()` predicts operations, bytes and memory; `.profile()` times every kernel.
     """
 
-    def __init__(self, graph: Graph, donated: Mapping[int, int], name: str):
+    def __init__(self, graph: Graph, donated: Mapping[int, int], name: str, arguments: Sequence[Any] = ()):
         self.graph, self._donated, self.name = graph, dict(donated), name
+        self._arguments = tuple(arguments)  # one for each input of the graph
 
     @cached_property
     def optimized(self) -> Graph:
         return optimize(self.graph)
 
     @cached_property
+    def program(self) -> Program:
+        """The planned program: kernels, contractions, memory. Nothing is compiled to machine code for it."""
+        program = compile_graph(self.graph, self._donated)
+        plan_program(program)
+        return program
+
+    @cached_property
     def executable(self) -> Executable:
-        return compile_program(compile_graph(self.graph, self._donated))
+        return compile_program(self.program)
 
     def compile(self) -> Executable:
         """The program, compiled (or found in the cache)."""
         return self.executable
 
     @property
-    def program(self) -> Program:
-        return self.executable.program
-
-    @property
     def peak_memory(self) -> int:
         """Bytes that a call needs beside its inputs."""
-        return self.executable.peak_memory
+        return peak_memory(self.program)
+
+    def cost(self) -> Cost:
+        """Operations, bytes and memory that a call takes, told from the program without compiling or running it."""
+        return program_cost(self.program, self.optimized)
+
+    def profile(
+        self,
+        repeat: int = 20,
+        budget: float = 1.0,
+        measured: Peaks | None = None,
+        serial: bool = True,
+    ) -> Profile:
+        """The time of each kernel on the arguments that this was lowered for; see `fgrad.profile`.
+
+        Raises:
+            FgradTypeError: an argument was only a shape and dtype.
+        """
+        arrays = []
+        for n, x in enumerate(self._arguments):
+            if not isinstance(x, ConcreteArray):
+                raise FgradTypeError(
+                    message(
+                        "profile", f"argument leaf {n} has no value, it is {describe(x)}", "lower for arrays"
+                    )
+                )
+            arrays.append(x.data)
+        return profile(self.executable, arrays, repeat, budget, measured, serial)
 
     def show(self, stage: str = "summary") -> str:
         """One stage as text: summary, graph, optimized, kernels, memory, llvm, assembly or cuda."""

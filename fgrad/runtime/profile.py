@@ -1,98 +1,398 @@
-"""The time that each step of a compiled program takes.
+"""The time that each step of a compiled program takes, beside what it computes and where it comes from.
 
-    >>> print(profile(executable, inputs))
-         us   share  step
-       40.0   22.2%  contract conv_input_grad   outer batch=1 m=6 n=784 k=400, tile 6x28 ...
-        7.0    3.9%  kernel fused_max_pool_0    float32[4,6,14,14], int32[4,6,14,14]
+    >>> print(fgrad.profile(step)(params, state, x, y))
+    step: 6,930 us a call (median of 20, 2 threads), 6,881 of them in 35 kernels; at the machine's peaks 2,640
+         us  share    1 thr  GFLOP/s  FMA  GB/s  copy      step                            from
+      1,630  23.5%    3,010    187.1  80%   5.1   5% L3    conv -> float32[64,64,11,11]    conv  net.3  mnist.py:41
         ...
 
-Every top-level step is compiled as a function of its own (the kernels in it are the program's), and all are run in
-order, several times; the smallest time of each is kept.
+The program runs as it always does, in its own segments and on its threads, but is compiled once more with readings of the clock
+around its steps (`codegen/clock.py`). Medians over several calls count. Per cents are of this machine's peaks (`runtime/peaks.py`) on
+as many threads as the program may use: multiply-adds, and copies through the cache that holds the step's bytes.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fgrad.codegen.entry import emit_program
-from fgrad.codegen.layout import HostControl, Segment
-from fgrad.codegen.program import ContractStep, HostStep, KernelStep, Step
-from fgrad.codegen.target import host
-from fgrad.runtime.executable import Executable, data_pointer
-from fgrad.runtime.native import compile_module
-
-_numbers = itertools.count()
+from fgrad.codegen.count import Work
+from fgrad.codegen.parallel import pieces_of
+from fgrad.codegen.program import (
+    Block,
+    ContractStep,
+    CopyStep,
+    HostStep,
+    KernelStep,
+    Step,
+    SwitchStep,
+    nested_blocks,
+)
+from fgrad.runtime import threads
+from fgrad.runtime.cost import StepCost, describe, element_bytes, step_work
+from fgrad.runtime.executable import Executable
+from fgrad.runtime.peaks import LEVELS, Peaks, peaks
+from fgrad.runtime.sampler import Sampler, Samples
+from fgrad.runtime.table import Column, table
 
 
 @dataclass
-class StepTime:
-    """`seconds` of one step; `what` says which, `notes` name the graph equations it came from."""
+class Row:
+    """One step in one call of the program. Times in seconds; those of a loop include what is in it.
+
+    seconds, best  median and smallest; `serial` is the median on one thread, if the program may use more
+    runs           how often the step ran in the call (iterations, in a loop)
+    work           operations and bytes of all these runs
+    fma, copy      fractions of the machine's peaks: of multiply-adds, and of copies through `level`
+    limit          the fraction of the time that the peaks would allow at best: the larger of the two, other arithmetic counted
+    depth          how many loops and branches are around; `path` holds the rows' numbers of those
+    """
 
     what: str
-    seconds: float
     step: Step
+    seconds: float
+    best: float
+    serial: float | None
+    runs: int
+    work: Work
+    share: float
+    fma: float
+    copy: float
+    level: str
+    limit: float
+    threads: int
+    depth: int
+    parent: int | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return _KINDS.get(type(self.step), type(self.step).__name__.removesuffix("Step").lower())
+
+    @property
+    def gflops(self) -> float:
+        """Floating-point operations a nanosecond."""
+        return self.work.flops / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def gbytes(self) -> float:
+        """Distinct bytes read and written a nanosecond."""
+        return self.work.bytes / self.seconds / 1e9 if self.seconds else 0.0
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of the graph's primitives, those that only move things left out if there are others."""
+        names = list(dict.fromkeys(e.prim.name for e in self.step.eqns))
+        return tuple(n for n in names if n not in _MOVES) or tuple(names)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Layer paths of the equations."""
+        return _by_frequency(e.source.scope for e in self.step.eqns if e.source and e.source.scope)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The user's `file:line`s, those of most equations first."""
+        return _by_frequency(f"{e.source.file}:{e.source.line}" for e in self.step.eqns if e.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As numbers, texts and lists."""
+        return {
+            "what": self.what,
+            "kind": self.kind,
+            "seconds": self.seconds,
+            "best": self.best,
+            "serial": self.serial,
+            "share": self.share,
+            "runs": self.runs,
+            "flops": self.work.flops,
+            "contraction": self.work.contraction,
+            "arithmetic": self.work.arithmetic,
+            "transcendental": self.work.transcendental,
+            "bytes": self.work.bytes,
+            "gflops": self.gflops,
+            "gbytes": self.gbytes,
+            "fma": self.fma,
+            "copy": self.copy,
+            "level": self.level,
+            "limit": self.limit,
+            "threads": self.threads,
+            "depth": self.depth,
+            "parent": self.parent,
+            "plan": _plan(self.step),
+            "scopes": list(self.scopes),
+            "sources": list(self.sources),
+            "equations": [
+                {
+                    "primitive": e.prim.name,
+                    "outputs": [str(v.type) for v in e.outputs],
+                    "source": f"{e.source.file}:{e.source.line}" if e.source else None,
+                    "function": e.source.function if e.source else None,
+                    "scope": e.source.scope if e.source else "",
+                }
+                for e in self.step.eqns
+            ],
+        }
 
 
 @dataclass
 class Profile:
-    """Times in program order; printing shows the longest first."""
+    """`rows` in program order, each loop before what is in it; printing shows the longest first.
 
-    steps: list[StepTime]
+    total     seconds in the program's own code, the median of calls; `call` of a whole call from Python without readings of the clock
+    threads   that the program could use; `peaks` is what per cents are of
+    """
+
+    name: str
+    rows: list[Row]
+    total: float
+    call: float
+    threads: int
+    calls: int
+    peaks: Peaks
+    lowest: float = field(default=0.005)  # rows with a smaller share are summed up when printed
 
     @property
     def seconds(self) -> float:
-        return sum(s.seconds for s in self.steps)
+        """The sum over steps."""
+        return sum(r.seconds for r in self.rows if r.parent is None)
+
+    @property
+    def stayed_serial(self) -> bool:
+        """Whether the program, which measures itself, found one thread to be no slower than several."""
+        alone = sum(r.serial or 0.0 for r in self.rows if r.parent is None)
+        return self.threads > 1 and 0 < alone < 1.05 * self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """As numbers, texts and lists."""
+        return {
+            "name": self.name,
+            "total": self.total,
+            "call": self.call,
+            "steps": self.seconds,
+            "threads": self.threads,
+            "calls": self.calls,
+            "peaks": asdict(self.peaks),
+            "rows": [r.to_dict() for r in self.rows],
+        }
+
+    def json(self, indent: int | None = 1) -> str:
+        """Everything as JSON; times in seconds."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `json()` to a file."""
+        Path(path).write_text(self.json() + "\n", encoding="utf-8")
+
+    def text(self, lowest: float | None = None, rich: bool | None = None) -> str:
+        """The table, longest steps first. `lowest`: the smallest share that has a row of its own; `rich`: by default if installed."""
+        lowest = self.lowest if lowest is None else lowest
+        many = self.threads > 1
+        columns = [
+            Column("us"),
+            Column("share"),
+            *([Column("1 thread")] if many else []),
+            Column("GFLOP/s"),
+            Column("FMA"),
+            Column("GB/s"),
+            Column("copy"),
+            Column("limit"),
+            Column("step", left=True),
+            Column("from", left=True),
+        ]
+        shown = self._shown(lowest)
+        cells = [self._cells(r, many) for r in shown]
+        rest = [r for r in self.rows if r.parent is None and r.share < lowest]
+        if rest:
+            spent = sum(r.seconds for r in rest)
+            label = f"{len(rest)} more"
+            cells.append(_padded(columns, _us(spent), f"{100 * spent / (self.seconds or 1):.1f}%", label))
+        least = min(self.total - self.seconds, self.total)
+        if least > 0.005 * self.total:
+            cells.append(
+                _padded(columns, _us(least), "", "between steps (starting threads, reading the clock)")
+            )
+        return table(self._title(), columns, cells, rich)
+
+    def _title(self) -> str:
+        on = f"up to {self.threads} threads" if self.threads > 1 else "1 thread"
+        if self.stayed_serial:
+            on += ", of which it chose to use one: others keep them busy"
+        leaves = [r for r in self.rows if r.kind not in _HOLDERS]
+        at_best = sum(r.limit * r.seconds for r in leaves)
+        return (
+            f"{self.name}: {_us(self.call)} us a call (median of {self.calls}, {on}), {_us(self.seconds)} of them in {len(leaves)}"
+            f" kernels, which at the machine's peaks would take {_us(at_best)}\n{self.peaks}"
+        )
+
+    def _shown(self, lowest: float) -> list[Row]:
+        """Rows to print: siblings by time, what is in a loop after it."""
+        below: dict[int | None, list[int]] = {}
+        for n, r in enumerate(self.rows):
+            below.setdefault(r.parent, []).append(n)
+
+        def visit(parent: int | None) -> Iterator[Row]:
+            for n in sorted(below.get(parent, []), key=lambda n: -self.rows[n].seconds):
+                if self.rows[n].share >= lowest:
+                    yield self.rows[n]
+                    yield from visit(n)
+
+        return list(visit(None))
+
+    @staticmethod
+    def _cells(r: Row, many: bool) -> list[str]:
+        times = f"  x {r.runs}" if r.runs != 1 else ""
+        origin = [", ".join(_few(r.operations, 5)), ", ".join(_few(r.scopes, 2))]
+        origin.append(", ".join(_few([Path(s).name for s in r.sources], 2)))
+        computes = r.work.flops > 0
+        moves = r.work.bytes > 0
+        return [
+            _us(r.seconds),
+            f"{100 * r.share:.1f}%",
+            *([("" if r.serial is None else _us(r.serial))] if many else []),
+            f"{r.gflops:.1f}" if computes else "",
+            f"{100 * r.fma:.0f}%" if computes else "",
+            f"{r.gbytes:.1f}" if moves else "",
+            f"{100 * r.copy:.0f}% {r.level}" if moves else "",
+            f"{100 * r.limit:.0f}%" if r.limit else "",
+            "  " * r.depth + r.what + times,
+            "  ".join(t for t in origin if t),
+        ]
 
     def __str__(self) -> str:
-        total = self.seconds or 1.0
-        lines = [f"{'us':>10}  {'share':>6}  step"]
-        for s in sorted(self.steps, key=lambda s: -s.seconds):
-            lines.append(f"{1e6 * s.seconds:10.1f}  {100 * s.seconds / total:5.1f}%  {s.what}")
-        return "\n".join([*lines, f"{1e6 * self.seconds:10.1f}  in all"])
+        return self.text()
 
 
-def profile(executable: Executable, inputs: Sequence[np.ndarray], repeat: int = 20) -> Profile:
-    """Time each top-level step of `executable` on `inputs` (which are copied: donation does them no harm)."""
-    program = executable.program
-    parts: list[tuple[Step, Segment | HostStep | HostControl]] = []
-    for item in executable.items:
-        if isinstance(item, Segment):
-            parts += [(step, Segment(0, [step])) for step in item.steps]
-        else:
-            parts.append((item if isinstance(item, HostStep) else item.step, item))
-    segments = [part for _, part in parts if isinstance(part, Segment)]
-    for index, segment in enumerate(segments):
-        segment.index = index
-    entry = emit_program(program, f"fgrad_profile_{next(_numbers)}", host(), segments)
-    native = compile_module(entry.text, entry.symbol)
-    best = [float("inf")] * len(parts)
-    for _ in range(repeat):
-        arrays = [np.array(x, order="C") for x in inputs]
-        work, _results = executable.prepare([data_pointer(a) for a in arrays], arrays)
-        for n, (_, part) in enumerate(parts):
-            start = time.perf_counter()
-            if isinstance(part, Segment):
-                native.call(work.address, part.index)
-            else:
-                executable.run_items(work, [part])
-            best[n] = min(best[n], time.perf_counter() - start)
-    return Profile([_row(step, seconds) for (step, _), seconds in zip(parts, best)])
+_KINDS = {KernelStep: "kernel", ContractStep: "contraction", CopyStep: "copy", HostStep: "host"}
+_HOLDERS = ("for", "while", "switch")
+_MOVES = frozenset({"broadcast", "reshape", "transpose", "convert", "iota", "slice", "reverse", "squeeze"})
 
 
-def _row(step: Step, seconds: float) -> StepTime:
-    results = ", ".join(f"{b.dtype}[{','.join(map(str, b.shape))}]" for b in step.writes)
-    if isinstance(step, KernelStep):
-        return StepTime(f"kernel {step.kernel.name}  {results}", seconds, step, step.kernel.notes)
+def _us(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f}" if seconds >= 99.5e-6 else f"{1e6 * seconds:.1f}"
+
+
+def _few(texts: Sequence[str], most: int) -> list[str]:
+    return [*texts[:most], *([f"+{len(texts) - most}"] if len(texts) > most else [])]
+
+
+def _by_frequency(texts: Iterator[str]) -> tuple[str, ...]:
+    found: dict[str, int] = {}
+    for text in texts:
+        found[text] = found.get(text, 0) + 1
+    return tuple(sorted(found, key=lambda text: -found[text]))
+
+
+def _padded(columns: Sequence[Column], time_text: str, share: str, label: str) -> list[str]:
+    cells = dict.fromkeys((c.name for c in columns), "")
+    return list((cells | {"us": time_text, "share": share, "step": label}).values())
+
+
+def _plan(step: Step) -> str:
     if isinstance(step, ContractStep):
-        return StepTime(
-            f"contract {step.out.name}  {step.meta.get('pieces') or step.meta['plan']}", seconds, step
+        return str(step.meta.get("pieces") or step.meta.get("plan", ""))
+    pieces = pieces_of(step)
+    return f"{pieces.count} pieces" if pieces else ""
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def profile(
+    executable: Executable,
+    inputs: Sequence[np.ndarray],
+    repeat: int = 20,
+    budget: float = 1.0,
+    measured: Peaks | None = None,
+    serial: bool = True,
+) -> Profile:
+    """Time each step of `executable` on `inputs`, which keep their values: donated ones are copied for each call.
+
+    Medians over `repeat` calls, or fewer (at least 3) when these take longer than `budget` seconds. `serial`: also measure on one
+    thread, if the program may use more. `measured`: the peaks to compare with, by default those of this machine.
+    """
+    sampler = Sampler(executable, inputs)
+    count = threads.get_num_threads() if executable.shares_work else 1
+    best = measured or peaks()
+    found, totals = sampler.samples(repeat, budget)
+    call = sampler.call_seconds(repeat, budget)
+    alone: Samples = {}
+    if serial and count > 1:
+        saved = threads.get_num_threads()
+        try:
+            threads.set_num_threads(1)
+            alone, _ = sampler.samples(repeat, budget)
+        finally:
+            threads.set_num_threads(saved)
+    rows: list[Row] = []
+    _rows(executable.program.body, 0, None, rows, found, alone, count, best)
+    seconds = sum(r.seconds for r in rows if r.parent is None) or 1.0
+    for row in rows:
+        row.share = row.seconds / seconds
+    calls = len(totals)
+    return Profile(executable.program.name, rows, statistics.median(totals), call, count, calls, best)
+
+
+def _rows(
+    block: Block,
+    depth: int,
+    parent: int | None,
+    rows: list[Row],
+    found: Samples,
+    alone: Samples,
+    count: int,
+    best: Peaks,
+) -> Work:
+    """Append the rows of `block` and return what its steps did in one call."""
+    total = Work()
+    for step in block.steps:
+        samples = found[id(step)]
+        runs = round(statistics.median(n for _, n in samples))
+        seconds = statistics.median(s for s, _ in samples)
+        serial = statistics.median(s for s, _ in alone[id(step)]) if alone else None
+        row = Row(
+            what=describe(step),
+            step=step,
+            seconds=seconds,
+            best=min(s for s, _ in samples),
+            serial=serial,
+            runs=runs,
+            work=Work(),
+            share=0.0,
+            fma=0.0,
+            copy=0.0,
+            level="",
+            limit=0.0,
+            threads=count if pieces_of(step) else 1,
+            depth=depth,
+            parent=parent,
+            notes=step.kernel.notes if isinstance(step, KernelStep) else (),
         )
-    if isinstance(step, HostStep):
-        return StepTime(f"host {step.prim.name}  {results}", seconds, step)
-    return StepTime(f"{type(step).__name__.removesuffix('Step').lower()}  {results}", seconds, step)
+        at = len(rows)
+        rows.append(row)
+        inner = nested_blocks(step)
+        if inner:
+            row.work = sum((_rows(b, depth + 1, at, rows, found, alone, count, best) for b in inner), Work())
+            if not isinstance(step, SwitchStep):  # iterations, not loops
+                row.runs = max((r.runs for r in rows[at + 1 :] if r.parent == at), default=runs)
+        else:
+            one = step_work(step)
+            row.work = one * runs
+            _against_peaks(row, one, count, best)
+        total += row.work
+    return total
+
+
+def _against_peaks(row: Row, one: Work, count: int, best: Peaks) -> None:
+    cost = StepCost(row.step, row.what, row.work, row.runs, 0, count > 1, element_bytes(row.step), one.bytes)
+    row.level = LEVELS[best.level(one.bytes)]
+    if row.seconds > 0:
+        row.fma = row.work.flops / row.seconds / best.fma(cost.itemsize, count)
+        row.copy = row.work.bytes / row.seconds / best.bandwidth(one.bytes, count)
+        row.limit = cost.seconds(best, count) / row.seconds

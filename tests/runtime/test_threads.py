@@ -259,4 +259,4 @@ def test_profile_of_shared_steps():
     executable = fgrad.jit(f).lower(*args).compile()
     threads.set_num_threads(2)
     found = profile(executable, args, repeat=2)
-    assert any("pieces" in s.what for s in found.steps)
+    assert any("pieces" in r.to_dict()["plan"] for r in found.rows)

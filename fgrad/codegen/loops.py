@@ -221,6 +221,9 @@ def index_range(e: Expr) -> tuple[int, int] | None:
         inner = e.args[0]
         if isinstance(inner, Op) and inner.name == "maximum" and isinstance(inner.args[1], Const):
             return int(inner.args[1].value), max(int(inner.args[1].value), int(e.args[1].value))
+    if isinstance(e, Op) and e.name == "select":
+        one, other = index_range(e.args[1]), index_range(e.args[2])
+        return (min(one[0], other[0]), max(one[1], other[1])) if one and other else None
     return None
 
 

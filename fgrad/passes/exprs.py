@@ -168,7 +168,8 @@ class Builder:
 
 
 def _is_index(e: Expr) -> bool:
-    return isinstance(e, (LoopVar, Affine)) or (isinstance(e, Const) and e.dtype == dtypes.int64)
+    """Whether sums with `e` are index arithmetic, which does not wrap around: what has a known range does not."""
+    return isinstance(e, (LoopVar, Affine)) or (e.dtype == dtypes.int64 and loops.index_range(e) is not None)
 
 
 def loads(exprs: Sequence[Expr]) -> list[Load]:

@@ -1,39 +1,53 @@
-"""Batches of a data set, shuffled by a key, transformed by compiled code, and prepared ahead of their use by a thread."""
+"""Batches of a data set: shuffled by a key, gathered and transformed by one compiled program, prepared ahead if that helps.
+
+A data set that lies in memory as two arrays is read by the compiled program itself, at the indices of the batch:
+
+    x = jit(lambda images, index, key, i: transform(images[index], fold_in(key, i)))
+
+so that a batch costs one pass over its pixels and no Python for each example.
+"""
 
 from __future__ import annotations
 
+import math
 import numbers
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 import fgrad.numpy as fnp
-from fgrad import jit, random
+from fgrad import get_num_threads, jit, random, tree
 from fgrad.array import Array
-from fgrad.errors import FgradTypeError, FgradValueError, describe, message, replayed, user_source
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+from fgrad_nn.data.prefetch import Batches
 from fgrad_nn.data.transforms import check_transform, takes_key
 
-T = TypeVar("T")
+LARGE = 1 << 17  # elements of a batch, whose preparation takes as long as waking a thread
 
 
 class DataLoader:
-    """Iterating gives one epoch of ``(x, y)``, two fgrad arrays a batch.
+    """Iterating gives one epoch of batches: ``(x, y)``, two fgrad arrays, of a data set that is two arrays.
 
     What an epoch gives depends on the arguments and on the epoch's number alone: its order and the keys of its
     transforms are folded out of ``key``. Every `iter` begins the next epoch; set ``loader.epoch`` to resume at
-    another, or call ``loader.batches(n)``.
+    another, or call ``loader.batches(n)``. The iterators are `Batches`: they have a length, and ``close`` (or a ``with``
+    block) ends one before its last batch, as does breaking out of the loop.
 
     Args:
-        data: a data set with ``images`` and ``labels`` (`MNIST`, …), or a pair of arrays of one length.
+        data: a data set with ``images`` and ``labels`` (`MNIST`, …); a pair of arrays of one length; or, more slowly,
+            anything with ``len(data)`` and ``data[i]`` for one example, a pytree of arrays and numbers such as ``(x, y)``.
         batch_size: examples in a batch; the last has fewer if the length is not a multiple.
         shuffle: another order each epoch (needs ``key``).
         key: the random key.
         drop_last: leave out a last batch of fewer examples.
-        transform: a pure function of the images of a batch, compiled; one that takes a ``key`` gets another each batch.
-        prefetch: how many batches a thread prepares ahead; 0 prepares each when it is asked for.
+        transform: a pure function of the images of a batch (of ``x``, where examples are tuples ``(x, …)``), compiled; one
+            that takes a ``key`` gets another each batch.
+        collate: makes a batch of a list of examples ``data[i]``; by default their leaves are stacked. It is Python, called
+            once a batch.
+        prefetch: how many batches a thread prepares ahead; 0 prepares each when it is asked for. By default 2 where the
+            examples are Python's work; of arrays 1 for large batches and 0 for small ones, which compiled code prepares
+            faster than a thread can hand them over. Give it where the arrays are a file (`numpy.memmap`).
 
     Raises:
         FgradTypeError, FgradValueError: arguments that do not fit together. What goes wrong in the thread is raised by
@@ -49,9 +63,18 @@ class DataLoader:
         key: Array | None = None,
         drop_last: bool = False,
         transform: Callable[..., Any] | None = None,
-        prefetch: int = 2,
+        collate: Callable[[list[Any]], Any] | None = None,
+        prefetch: int | None = None,
     ):
-        self.images, self.labels = _arrays(data)
+        if collate is not None and not callable(collate):
+            problem = f"collate={describe(collate)}"
+            raise FgradTypeError(message("DataLoader", problem, "give a function of a list of examples"))
+        self._arrays = _arrays(data) if collate is None else None
+        if self._arrays is None and not _has_examples(data):
+            problem = f"{describe(data)} is neither a data set nor a pair of arrays"
+            raise FgradTypeError(message("DataLoader", problem, "give MNIST(…), or (images, labels)"))
+        if prefetch is None:
+            prefetch = 2 if self._arrays is None else _worth_a_thread(self._arrays[0], batch_size)
         for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
             if not isinstance(value, numbers.Integral) or value < least:
                 problem = f"{name}={value!r} is not an int of at least {least}"
@@ -67,108 +90,126 @@ class DataLoader:
             raise FgradTypeError(
                 message("DataLoader", f"{what} needs a random key", "give key=fgrad.random.key(0)")
             )
-        self.batch_size, self.shuffle, self.key, self.drop_last = batch_size, shuffle, key, drop_last
-        self.transform, self.prefetch = transform, prefetch
+        self.data, self.batch_size, self.shuffle, self.key = data, int(batch_size), shuffle, key
+        self.drop_last, self.transform, self.prefetch = drop_last, transform, int(prefetch)
+        self.collate = collate or stacked
         self.epoch = 0
-        self._program: Callable[..., Any] | None = None
-        if transform is not None:
+        self._count = len(self._arrays[1]) if self._arrays else len(data)
+        self._programs = self._compiled() if transform is not None else None
+
+    def _compiled(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The transform of a batch, and of the rows of a whole array; a keyed one also takes the epoch's key and a number."""
+        transform: Any = self.transform
+
+        def prepare(x: Array, *seed: Any) -> Any:
             # Deriving the batch's key is part of the program: eager operations would cost more than the batch.
-            keyed = lambda images, key, i: transform(images, random.fold_in(key, i))
-            self._program = jit(keyed if self._keyed else transform)
+            return transform(x, random.fold_in(*seed)) if seed else transform(x)
+
+        return jit(prepare), jit(lambda x, index, *seed: prepare(x[index], *seed))
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        full, rest = divmod(len(self.labels), self.batch_size)
+        full, rest = divmod(self._count, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+    def __iter__(self) -> Batches[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self.batches(epoch)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Array, Array]]:
+    def batches(self, epoch: int) -> Batches[Any]:
         """The batches of one epoch."""
-        made = self._make(epoch)
-        return ahead(made, self.prefetch) if self.prefetch else made
+        return Batches(self._make(epoch), self.prefetch, len(self))
 
-    def _make(self, epoch: int) -> Iterator[tuple[Array, Array]]:
-        order, key = None, None
-        if self.key is not None:
-            order_key, key = random.split(random.fold_in(self.key, epoch))
-            if self.shuffle:
-                order = np.asarray(random.permutation(order_key, len(self.labels)))
+    def order(self, epoch: int) -> np.ndarray:
+        """The indices of an epoch's examples, int64 of the length of the data set, in the order in which they come."""
+        if not self.shuffle:
+            return np.arange(self._count)
+        return np.asarray(random.permutation(self._keys(epoch)[0], self._count))
+
+    def _keys(self, epoch: int) -> tuple[Any, Any]:
+        """The key of the order and that of the transforms."""
+        if self.key is None:
+            return None, None
+        order, transforms = random.split(random.fold_in(self.key, epoch))
+        return order, transforms
+
+    def _make(self, epoch: int) -> Iterator[Any]:
+        order, key = self.order(epoch) if self.shuffle else None, self._keys(epoch)[1]
+        make = self._of_examples if self._arrays is None else self._of_arrays
         for i in range(len(self)):
-            rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            index = rows if order is None else order[rows]
-            # Copies, except of images that a program reads at once: arrays handed out must not change any more.
-            y = fnp.asarray(np.array(self.labels[index]))
-            if self._program is None:
-                yield fnp.asarray(np.array(self.images[index])), y
-                continue
-            x = (
-                self._program(self.images[index], key, i)
-                if self._keyed
-                else self._program(self.images[index])
-            )
-            if getattr(x, "shape", y.shape)[:1] != y.shape:
-                problem = f"the transform made {describe(x)} of {len(y)} images"
-                raise FgradValueError(message("DataLoader", problem, "give one result for each image"))
-            yield x, y
+            rows = slice(i * self.batch_size, min((i + 1) * self.batch_size, self._count))
+            yield make(rows if order is None else order[rows], (key, i) if self._keyed else ())
+
+    def _of_arrays(self, index: Any, seed: tuple[Any, ...]) -> tuple[Array, Array]:
+        assert self._arrays is not None
+        images, labels, whole = self._arrays
+        # Copies, except of images that a program reads at once: arrays handed out must not change any more.
+        y = fnp.asarray(np.array(labels[index]))
+        if self._programs is None:
+            return fnp.asarray(np.array(images[index])), y
+        if whole is not None and not isinstance(index, slice):
+            x = self._programs[1](whole, index, *seed)
+        else:
+            x = self._programs[0](images[index], *seed)
+        return _checked(x, len(y)), y
+
+    def _of_examples(self, index: Any, seed: tuple[Any, ...]) -> Any:
+        rows = range(index.start, index.stop) if isinstance(index, slice) else index.tolist()
+        batch = self.collate([self.data[row] for row in rows])
+        if self._programs is None:
+            return batch
+        if isinstance(batch, tuple) and batch:
+            return (_checked(self._programs[0](batch[0], *seed), len(rows)), *batch[1:])
+        return _checked(self._programs[0](batch, *seed), len(rows))
 
 
-def _arrays(data: Any) -> tuple[np.ndarray, np.ndarray]:
+def stacked(examples: Sequence[Any]) -> Any:
+    """Examples as one batch: the leaves that belong together, stacked along a new first axis.
+
+    Raises:
+        FgradValueError: the examples differ in structure or in the shapes of their leaves.
+    """
+
+    def stack(*leaves: Any) -> Array:
+        return fnp.asarray(np.stack(leaves) if hasattr(leaves[0], "shape") else list(leaves))
+
+    try:
+        return tree.map(stack, *examples)
+    except ValueError as error:
+        problem = f"the examples do not fit together: {error}"
+        raise FgradValueError(
+            message("DataLoader", problem, "give collate=, which makes them a batch")
+        ) from error
+
+
+def _checked(x: Any, length: int) -> Any:
+    if getattr(x, "shape", (length,))[:1] != (length,):
+        problem = f"the transform made {describe(x)} of {length} images"
+        raise FgradValueError(message("DataLoader", problem, "give one result for each image"))
+    return x
+
+
+def _worth_a_thread(images: np.ndarray, batch_size: Any) -> int:
+    """How many batches to prepare ahead. (Of one, no more than three exist at any time: as many as a program recycles.)"""
+    elements = (
+        int(batch_size) * math.prod(images.shape[1:]) if isinstance(batch_size, numbers.Integral) else 0
+    )
+    return 1 if elements >= LARGE and get_num_threads() > 1 else 0
+
+
+def _has_examples(data: Any) -> bool:
+    other = isinstance(data, (str, bytes, dict)) or hasattr(data, "dtype")
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__") and not other
+
+
+def _arrays(data: Any) -> tuple[np.ndarray, np.ndarray, Array | None] | None:
+    """Images, labels, and the images as a compiled program can read them, if it can; None if `data` is no two arrays."""
     pair = (data.images, data.labels) if hasattr(data, "images") and hasattr(data, "labels") else data
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-        problem = f"{describe(data)} is neither a data set nor a pair of arrays"
-        raise FgradTypeError(message("DataLoader", problem, "give MNIST(…), or (images, labels)"))
+        return None
     images, labels = (np.asarray(part) for part in pair)
     if images.ndim == 0 or labels.ndim == 0 or len(images) != len(labels):
         problem = f"images {describe(images)} and labels {describe(labels)} differ in length"
         raise FgradValueError(message("DataLoader", problem, "give one label for each image"))
-    return images, labels
-
-
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, made by a thread that works up to ``depth`` items ahead of their use.
-
-    An exception in ``items`` is raised here, with its traceback, after the items made before it. The thread
-    ends when the items do, and when this iterator is closed or collected.
-    """
-    permits: queue.SimpleQueue[bool] = (
-        queue.SimpleQueue()
-    )  # one for each item that may be made; False: no more
-    ready: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    stopped = threading.Event()
-    line = user_source()
-
-    def work() -> None:
-        replayed.began = line  # what errors in this thread name, where no line of the user's is nearer
-        try:
-            while permits.get() and not stopped.is_set():
-                try:
-                    item = next(items)
-                except StopIteration:
-                    break
-                ready.put((True, item))
-            ready.put((False, None))
-        except BaseException as error:
-            ready.put((False, error))
-
-    thread = threading.Thread(target=work, name="fgrad DataLoader", daemon=True)
-    for _ in range(depth):
-        permits.put(True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if not more:
-                break
-            permits.put(True)
-            yield item
-        if item is not None:
-            raise item
-    finally:
-        stopped.set()
-        permits.put(False)
-        # A forgotten iterator may be collected in the very thread that it waits for.
-        if thread is not threading.current_thread():
-            thread.join()
+    readable = images.flags.c_contiguous and images.flags.aligned and images.dtype.isnative
+    return images, labels, fnp.asarray(images) if readable and images.dtype.kind in "biuf" else None

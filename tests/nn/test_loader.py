@@ -1,6 +1,8 @@
 """The data loader: what it gives, that it gives it again, and that its thread never outlives its use."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -11,7 +13,7 @@ import pytest
 import fgrad
 from fgrad import random
 from fgrad_nn.data import Compose, DataLoader, RandomCrop, RandomHorizontalFlip, ToFloat
-from fgrad_nn.data.loader import ahead
+from fgrad_nn.data.prefetch import Batches
 
 DEPTHS = pytest.mark.parametrize("prefetch", [0, 1, 3])
 
@@ -94,6 +96,82 @@ def test_random_transforms_draw_anew_for_each_batch_and_epoch(data):
     np.testing.assert_array_equal(first, np.stack([np.asarray(x) for x, _ in inline]))
 
 
+def test_a_program_reads_the_data_in_place_or_a_copy_of_the_batch(data):
+    """Data that is no plain block of memory is gathered by NumPy first, with the same results."""
+    images, labels = data
+    wide = np.stack([images, images], 1)[:, 0]
+    assert not wide.flags.c_contiguous
+    transform = Compose([RandomCrop(4, padding=1), ToFloat()])
+    one, other = (
+        DataLoader((x, labels), 5, shuffle=True, key=random.key(3), transform=transform)
+        for x in (images, wide)
+    )
+    for a, b in zip(collect(one), collect(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_order_of_an_epoch(data):
+    loader = DataLoader(data, 5, shuffle=True, key=random.key(3))
+    np.testing.assert_array_equal(collect(loader.batches(4))[1], loader.order(4))
+    np.testing.assert_array_equal(DataLoader(data, 5).order(1), np.arange(23))
+
+
+def test_how_many_batches_are_prepared_ahead():
+    labels = np.zeros(100)
+    assert DataLoader((np.zeros((100, 10)), labels), 64).prefetch == 0
+    threads = fgrad.get_num_threads()
+    try:
+        for n in (1, 2):
+            fgrad.set_num_threads(n)
+            assert DataLoader((np.zeros((100, 4096)), labels), 64).prefetch == n - 1
+    finally:
+        fgrad.set_num_threads(threads)
+    assert DataLoader([(1, 2), (3, 4), (5, 6)], 64).prefetch == 2
+
+
+class Squares:
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, i):
+        return {"x": np.full((2,), i, np.float32), "n": i, "square": np.float64(i * i)}
+
+
+@DEPTHS
+def test_examples_one_by_one(prefetch):
+    loader = DataLoader(Squares(), 3, shuffle=True, key=random.key(0), prefetch=prefetch)
+    batches = list(loader)
+    assert [len(b["n"]) for b in batches] == [3, 3, 1] and len(loader) == 3
+    assert sorted(int(n) for b in batches for n in b["n"]) == list(range(7))
+    for b in batches:
+        assert b["x"].type == fgrad.numpy.zeros((len(b["n"]), 2)).type and b["square"].dtype == np.float64
+        np.testing.assert_array_equal(b["x"][:, 0], b["n"])
+        np.testing.assert_array_equal(b["square"], np.asarray(b["n"]) ** 2)
+
+
+def test_collate_makes_the_batch():
+    texts = ["a", "bcd", "ef"]
+
+    def padded(examples):
+        width = max(map(len, examples))
+        return np.array([list(e.encode()) + [0] * (width - len(e)) for e in examples], np.uint8), examples
+
+    batches = list(DataLoader(texts, 2, collate=padded, transform=lambda x: x + 1))
+    assert np.asarray(batches[0][0]).tolist() == [[98, 1, 1], [99, 100, 101]] and batches[0][1] == [
+        "a",
+        "bcd",
+    ]
+    assert np.asarray(batches[1][0]).tolist() == [[102, 103]]
+    pair = DataLoader((np.arange(3), np.arange(3)), 1, collate=list)  # now two examples, not a pair of arrays
+    assert len(pair) == 2
+
+
+def test_examples_that_do_not_fit_together():
+    for examples in ([(1, 2), (1, 2, 3), 4], [np.zeros(2), np.zeros(3), np.zeros(2)]):
+        with pytest.raises(ValueError, match=r"the examples do not fit together[\s\S]*give collate="):
+            list(DataLoader(examples, 3))
+
+
 def test_batches_do_not_change_with_the_data(data):
     images, labels = (part.copy() for part in data)
     (x, y), *_ = DataLoader((images, labels), 5, prefetch=0)
@@ -137,6 +215,39 @@ def test_abandoned_iteration(data, prefetch):
     gc.collect()
 
 
+def test_a_with_block_ends_an_iteration(data):
+    with DataLoader(data, 2, prefetch=2).batches(0) as batches:
+        assert len(batches) == 12
+        next(batches)
+    assert not any(t.name == "fgrad DataLoader" for t in threading.enumerate())
+    assert list(batches) == []
+    batches.close()  # twice is no harm
+
+
+ABANDONED = """
+import os, sys
+import numpy as np
+import fgrad
+from fgrad_nn.data import DataLoader
+
+batches = iter(DataLoader((np.zeros((9, 2)), np.arange(9)), 1, prefetch=2))
+next(batches)
+if hasattr(os, "fork"):
+    child = os.fork()
+    if child == 0:
+        try:
+            list(batches)
+        except fgrad.FgradError as error:
+            os._exit(7 * ("forked" in str(error)))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+def test_the_process_may_end_or_fork_with_an_iteration_open():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ABANDONED], check=True, timeout=60)
+
+
 def test_an_abandoned_thread_has_ended_when_the_iterator_is_closed():
     made = []
 
@@ -145,7 +256,7 @@ def test_an_abandoned_thread_has_ended_when_the_iterator_is_closed():
             made.append(i)
             yield i
 
-    iterator = ahead(items(), 3)
+    iterator = Batches(items(), 3)
     assert next(iterator) == 0
     iterator.close()
     assert not any(t.name == "fgrad DataLoader" for t in threading.enumerate())
@@ -209,6 +320,8 @@ def test_gone_with_an_exit_of_the_thread(data):
         ),
         ({"data": np.zeros(3)}, TypeError, "neither a data set nor a pair"),
         ({"data": (np.zeros(()), np.zeros(()))}, ValueError, "differ in length"),
+        ({"data": iter(())}, TypeError, "neither a data set nor a pair"),
+        ({"collate": 3}, TypeError, "collate=int 3"),
     ],
 )
 def test_bad_arguments(data, change, error, text):

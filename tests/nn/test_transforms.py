@@ -46,27 +46,74 @@ def test_to_float_and_normalize_as_torch_computes_them(images, torch):
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-6, atol=1e-6)
 
 
-def windows(image, size, padding, fill):
+def padded_by_numpy(image, padding, fill=0, mode="constant"):
+    how = {"constant_values": fill} if mode == "constant" else {}
+    return np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode, **how)
+
+
+def windows(image, size, padding, fill, mode):
     """Every window of the padded image, by its corner."""
-    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), constant_values=fill)
+    padded = padded_by_numpy(image, padding, fill, mode)
     rows, columns = (n - s + 1 for n, s in zip(padded.shape[1:], size))
     return {(r, c): padded[:, r : r + size[0], c : c + size[1]] for r in range(rows) for c in range(columns)}
 
 
-@pytest.mark.parametrize("size, padding, fill", [(8, 2, 0), (5, 0, 0), ((6, 9), 1, 7), (10, 1, 3)])
-def test_random_crop_is_a_window_of_the_padded_image(images, size, padding, fill):
+@pytest.mark.parametrize(
+    "size, padding, fill, mode",
+    [(8, 2, 0, "constant"), (5, 0, 0, "constant"), ((6, 9), 1, 7, "constant"), (10, 1, 3, "constant")]
+    + [(8, 2, 0, "reflect"), ((6, 18), 5, 0, "reflect")],
+)
+def test_random_crop_is_a_window_of_the_padded_image(images, size, padding, fill, mode):
     pair = (size, size) if isinstance(size, int) else size
     many = np.concatenate([images] * 20)
-    got = np.asarray(fgrad.jit(RandomCrop(size, padding, fill))(many, random.key(3)))
+    got = np.asarray(fgrad.jit(RandomCrop(size, padding, fill, mode))(many, random.key(3)))
     assert got.shape == (120, 3, *pair) and got.dtype == np.uint8
     corners = set()
     for image, crop in zip(many, got):
-        here = [corner for corner, w in windows(image, pair, padding, fill).items() if (w == crop).all()]
+        here = [
+            corner for corner, w in windows(image, pair, padding, fill, mode).items() if (w == crop).all()
+        ]
         assert len(here) == 1
         corners.update(here)
     rows, columns = (8 + 2 * padding - s + 1 for s in pair)
     # The places are drawn, for each image on its own: of few possible ones each occurs.
     assert len(corners) == rows * columns if rows * columns <= 10 else len(corners) > 10
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_augmentation_step_by_step(rng, mode):
+    """A batch of CIFAR-10's shape out of a data set, as NumPy does it with the same draws."""
+    data, index, key = (
+        rng.integers(0, 256, (40, 3, 32, 32), np.uint8),
+        rng.permutation(40)[:16],
+        random.key(11),
+    )
+    mean, std = np.float32([0.49, 0.48, 0.44]), np.float32([0.25, 0.24, 0.26])
+    augment = Compose(
+        [RandomCrop(32, 4, mode=mode), RandomHorizontalFlip(), ToFloat(), Normalize(tuple(mean), tuple(std))]
+    )
+    got = fgrad.jit(lambda data, index, key: augment(data[index], key))(data, index, key)
+    crop_key, flip_key = random.fold_in(key, 0), random.fold_in(key, 1)
+    rows, columns = (np.asarray(random.randint(k, (16, 1), 0, 9))[:, 0] for k in random.split(crop_key))
+    mirrored = np.asarray(random.bernoulli(flip_key, 0.5, (16,)))
+    assert len(set(rows)) > 3 and len(set(columns)) > 3 and 0 < mirrored.sum() < 16
+    for n, x in enumerate(data[index]):
+        window = padded_by_numpy(x, 4, 0, mode)[:, rows[n] :, columns[n] :][:, :32, :32]
+        window = window[..., ::-1] if mirrored[n] else window
+        expected = (window / np.float32(255) - mean[:, None, None]) / std[:, None, None]
+        np.testing.assert_allclose(got[n], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_is_made_in_one_pass_over_its_pixels():
+    """Gathered, cropped, mirrored and normalised by one loop nest; the others draw numbers, one an image."""
+    data, crop = np.zeros((100, 3, 32, 32), np.uint8), RandomCrop(32, padding=4)
+    augment = Compose([crop, *AUGMENT.transforms[1:]])
+    step = fgrad.jit(lambda x, index, key: augment(x[index], key))
+    text = step.lower(data, np.arange(64), random.key(0)).show("kernels")
+    nests = [k for k in text.split("def ") if k.count("for i") > 1]
+    assert len(nests) == 1
+    code = [line for line in nests[0].splitlines() if not line.lstrip().startswith("#")]
+    assert sum("] = " in line for line in code) == 1 and not any("status" in line for line in code)
 
 
 def test_random_flip_mirrors_whole_images(images):
@@ -143,6 +190,7 @@ def test_transforms_are_values():
             (3, 8, 8),
             r"takes a batch of images \(N, C, H, W\), got float32\[3,8,8\][\s\S]*images\[None\]",
         ),
+        (RandomCrop(8, 8, mode="reflect"), (2, 3, 8, 9), r"\(8, 9\) cannot be mirrored 8 pixels wide"),
         (RandomHorizontalFlip(), (8, 8), r"RandomHorizontalFlip: takes a batch"),
         (Normalize((0.5, 0.5), 1), (2, 3, 8, 8), r"2 numbers in mean for images of shape \(2, 3, 8, 8\)"),
         (Normalize(0.5, (1, 1)), (2, 3, 8, 8), r"2 numbers in std"),
@@ -176,6 +224,8 @@ def test_other_errors(images):
         Normalize("a", 0.5)
     with pytest.raises(ValueError, match="2 numbers in mean and 3 in std"):
         Normalize((0.5, 0.5), (1, 1, 1))
+    with pytest.raises(ValueError, match="mode='edge'"):
+        RandomCrop(3, mode="edge")
     for wrong in ({"size": -1}, {"size": 2.5}, {"size": (1, 2, 3)}, {"size": 2, "padding": -1}):
         with pytest.raises(ValueError, match="RandomCrop"):
             RandomCrop(**wrong)

@@ -15,6 +15,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.errors import FgradError, FgradTypeError, FgradValueError, message
 from fgrad.ir import Type
+from fgrad.memory import Block, ownership, view
 
 
 class Array:
@@ -170,39 +171,41 @@ def type_of(shape: tuple[int, ...], dtype: np.dtype) -> Type:
 
 
 class ConcreteArray(Array):
-    """An array with a value: a C-contiguous or strided NumPy buffer that nobody writes to any more."""
+    """An array with a value: a C-contiguous or strided NumPy buffer that nobody writes to any more. `wrap` makes one.
 
-    __slots__ = ("__weakref__", "_data", "_owned", "_ptr", "type")
+    There is no `__init__`, which would double the time that a call with many results takes. `_memory` keeps the elements
+    alive: the NumPy array, or the `Block` of a compiled program's outputs as long as nobody has looked at this one, so that
+    donation may overwrite it. `_ptr` is the elements' address once they are known to be contiguous and aligned. Both
+    are None after donation.
+    """
 
-    def __init__(self, data: np.ndarray):
-        self._data = data
-        self.type = type_of(data.shape, data.dtype)
-        self._ptr: int | None = None  # address of the elements, once known to be contiguous and aligned
-        self._owned = (
-            False  # made by a compiled program: nobody else holds the buffer, donation may overwrite it
-        )
+    __slots__ = ("__weakref__", "_memory", "_ptr", "type")
+    _memory: np.ndarray | None
+    _ptr: int | None
 
     @property
     def data(self) -> np.ndarray:
         """The NumPy buffer, for fgrad's own use."""
-        if self._data is None:
-            raise FgradValueError(
-                message(
-                    "Array",
-                    "this array was donated to a jitted function and no longer has a value",
-                    "use the array that the function returned, or drop `donate`",
-                )
-            )
-        return self._data
+        memory = self._memory
+        if type(memory) is Block:
+            memory = self._look()
+        if memory is None:
+            raise deleted()
+        return memory
+
+    def _look(self) -> np.ndarray | None:
+        """The one NumPy array over an output's elements: every view refers to it, and so tells that it is there."""
+        with ownership:
+            block, pointer = self._memory, self._ptr
+            if type(block) is Block and pointer is not None:
+                made = view(block, pointer, self.type.shape, self.type.dtype)
+                if type(self._memory) is Block:
+                    self._memory = made
+            return self._memory
 
     @property
     def is_deleted(self) -> bool:
-        return self._data is None
-
-    def _delete(self) -> None:
-        """Give the buffer up: it was donated."""
-        self._data = None  # type: ignore[assignment]
-        self._ptr = None
+        return self._memory is None
 
     @property
     def device(self) -> str:
@@ -278,14 +281,31 @@ class ConcreteArray(Array):
         return self
 
     def __deepcopy__(self, memo: Any) -> ConcreteArray:
-        return ConcreteArray(self.data.copy())
+        return wrap(self.data.copy())
 
     def __reduce__(self) -> Any:
-        return (ConcreteArray, (self.data,))
+        return (wrap, (self.data,))
 
     def block_until_ready(self) -> ConcreteArray:
         """Return at once: CPU computation is synchronous. For code written for asynchronous devices."""
         return self
+
+
+def deleted() -> FgradError:
+    """The error of whoever uses an array after its donation."""
+    text = "this array was donated to a jitted function and no longer has a value"
+    return FgradValueError(
+        message("Array", text, "use the array that the function returned, or drop `donate`")
+    )
+
+
+def wrap(data: np.ndarray) -> ConcreteArray:
+    """The array with this value. Nothing is checked or copied; nobody may write to `data` any more."""
+    x = ConcreteArray()
+    x._memory = data
+    x._ptr = None
+    x.type = type_of(data.shape, data.dtype)
+    return x
 
 
 def _not_one_element(call: str, x: Array, fix: str) -> FgradError:
@@ -314,7 +334,7 @@ def from_numpy(data: Any, call: str = "asarray") -> ConcreteArray:
                 "use bool, (u)int8-64, float16, bfloat16, float32, float64, complex64 or complex128",
             )
         )
-    return ConcreteArray(data)
+    return wrap(data)
 
 
 def concrete(x: Any, dtype: np.dtype | None = None, call: str = "asarray") -> ConcreteArray:
@@ -327,7 +347,7 @@ def concrete(x: Any, dtype: np.dtype | None = None, call: str = "asarray") -> Co
     if is_scalar(x):
         wanted = dtype or dtypes.of_scalar(x)
         try:
-            return ConcreteArray(np.asarray(x, dtype=wanted))
+            return wrap(np.asarray(x, dtype=wanted))
         except OverflowError:
             raise FgradValueError(message(call, f"the Python integer {x} does not fit {wanted}")) from None
     if isinstance(x, (list, tuple)):

@@ -8,7 +8,6 @@ compiled forwards and backwards.
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
@@ -16,21 +15,23 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
-import optree
 
 from fgrad import dtypes, tree
-from fgrad.array import Array, ConcreteArray, is_scalar, type_of
+from fgrad.array import Array, ConcreteArray
 from fgrad.control.call import call_like, trace_to_graph
 from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Type
 from fgrad.passes import compile_graph
-from fgrad.runtime.executable import Executable, compile_program, data_pointer
+from fgrad.runtime.compiled import Compiled, kind_key, kind_of
+from fgrad.runtime.executable import Executable, compile_program
+from fgrad.runtime.fastcall import MISS
 from fgrad.runtime.lowered import Lowered
-from fgrad.trace import Tracer, bind, current_stack, in_whole, leaked
+from fgrad.trace import Tracer, bind, current_stack, in_whole
 
 F = Callable[..., Any]
 _compiling = threading.RLock()
+_RECENT = 4  # written functions that a call tries before it looks for its program
 
 
 def executable_of(graph: Graph) -> Executable:
@@ -51,36 +52,6 @@ def _run_compiled(*args: np.ndarray, graph: Graph) -> list[np.ndarray]:
 call_p = call_like("call", _run_compiled)
 
 
-class _Entry:
-    """One compiled program, and what a call with fitting arguments needs."""
-
-    __slots__ = (
-        "captured",
-        "captured_pointers",
-        "deleted",
-        "executable",
-        "kinds",
-        "out_tree",
-        "out_types",
-    )
-
-    def __init__(
-        self,
-        kinds: list[Any],
-        executable: Executable,
-        captured: list[ConcreteArray],
-        out_tree: Any,
-        donated: Sequence[int],
-    ):
-        self.kinds = kinds  # a leaf: its Type, or the Python scalar type it was
-        self.executable = executable
-        self.captured = [np.ascontiguousarray(c.data) for c in captured]
-        self.captured_pointers = [data_pointer(c) for c in self.captured]
-        self.out_tree = out_tree
-        self.out_types = [type_of(tuple(b.shape), b.dtype) for b in executable.program.outputs]
-        self.deleted = tuple(donated)
-
-
 class Jitted:
     """A function compiled on first call for each kind of arguments. See `jit`."""
 
@@ -89,9 +60,15 @@ class Jitted:
     ):
         self.f = f
         self.static_argnums, self.static_argnames, self.donate = static_argnums, static_argnames, donate
-        self._entries: dict[Any, list[_Entry]] = {}
+        self._programs: dict[Any, Compiled] = {}
+        self._locks: dict[Any, Any] = {}  # of programs that are being compiled
+        self._recent: tuple[
+            Callable[[Any, Any], Any], ...
+        ] = ()  # written functions, the last one that was missed first
+        self._recent_of: dict[
+            Any, tuple[Callable[[Any, Any], Any], ...]
+        ] = {}  # the same for each static value
         self._graphs: dict[Any, tuple[Graph, list[Array], Any]] = {}  # for calls under grad or vmap
-        self._last: tuple[Any, list[_Entry]] | None = None
         self._signature: inspect.Signature | None = None
         self._simple = not (static_argnums or static_argnames)
         self.call = f"jit of {getattr(f, '__name__', 'function')}"
@@ -108,102 +85,41 @@ class Jitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_stack():
             return self._in_trace(args, kwargs)
-        statics: Any = None
-        dynamic: Any = (args, kwargs)
-        if not self._simple:
-            dynamic, statics = self._divide(args, kwargs)
-        leaves, structure = optree.tree_flatten(dynamic, namespace=tree.NAMESPACE)
-        last = self._last
-        if last is not None and last[0][1] == structure and last[0][0] == statics:
-            candidates = last[1]
-        else:
-            key = (statics, structure)
-            candidates = self._entries.setdefault(key, [])
-            self._last = (key, candidates)
-        for entry in candidates:
-            pointers, arrays = self._match(entry, leaves)
-            if pointers is not None:
-                return self._run(entry, leaves, pointers, arrays)
-        entry = self._compile(args, kwargs, dynamic, statics, leaves, structure)
-        candidates.insert(0, entry)
-        pointers, arrays = self._match(entry, leaves)
-        assert pointers is not None
-        return self._run(entry, leaves, pointers, arrays)
+        if self._simple:
+            for call in self._recent:
+                out = call(args, kwargs)
+                if out is not MISS:
+                    return out
+            return self._call(args, kwargs, (args, kwargs), None)
+        dynamic, statics = self._divide(args, kwargs)
+        for call in self._recent_of.get(statics, ()):
+            out = call(*dynamic)
+            if out is not MISS:
+                return out
+        return self._call(args, kwargs, dynamic, statics)
 
-    @staticmethod
-    def _match(entry: _Entry, leaves: Sequence[Any]) -> tuple[list[int] | None, list[np.ndarray]]:
-        """Pointers to the leaves' elements if they have the types that `entry` was compiled for, and the arrays to keep alive."""
-        pointers: list[int] = []
-        arrays: list[np.ndarray] = []
-        add_pointer, add_array = pointers.append, arrays.append
-        for leaf, kind in zip(leaves, entry.kinds):
-            cls = type(leaf)
-            if cls is ConcreteArray:
-                if leaf.type is not kind and leaf.type != kind:
-                    return None, arrays
-                pointer, data = leaf._ptr, leaf._data
-                if pointer is None:
-                    data = leaf.data  # raises if donated
-                    flags = data.flags
-                    if not (flags.c_contiguous and flags.aligned):
-                        data = np.array(data, order="C")
-                        leaf._data = data
-                        leaf._owned = True
-                    pointer = leaf._ptr = data_pointer(data)
-            elif cls is np.ndarray and leaf.dtype.isnative:
-                if type(kind) is not Type or leaf.shape != kind.shape or leaf.dtype != kind.dtype:
-                    return None, arrays
-                flags = leaf.flags
-                data = leaf if flags.c_contiguous and flags.aligned else np.array(leaf, order="C")
-                pointer = data_pointer(data)
-            elif cls is kind:  # a Python scalar
-                dtype = dtypes.of_scalar(leaf)
-                if dtype == dtypes.uint64:
-                    return None, arrays
-                data = np.asarray(leaf, dtype)
-                pointer = data_pointer(data)
+    def _call(self, args: Any, kwargs: Any, dynamic: Any, statics: Any) -> Any:
+        """Find the program for these arguments, or compile it, and run it in the general way."""
+        leaves, structure = tree.flatten(dynamic)
+        key = (statics, structure, tuple([kind_key(x, self.call) for x in leaves]))
+        found = self._programs.get(key)
+        if found is None:
+            # Threads that come with the same new kind of arguments wait for the first: it is compiled once.
+            with self._locks.setdefault(key, threading.RLock()):
+                found = self._programs.get(key)
+                if found is None:
+                    found = self._compile(args, kwargs, dynamic, statics, leaves, structure)
+                    self._programs[key] = found
+            self._locks.pop(key, None)
+        fast = found.fast(dynamic[0], dynamic[1], leaves)
+        if fast is not None:
+            old = self._recent if self._simple else self._recent_of.get(statics, ())
+            recent = (fast, *(f for f in old if f is not fast))[:_RECENT]
+            if self._simple:
+                self._recent = recent
             else:
-                found = as_array(leaf, "jit")
-                if found.type != kind:
-                    return None, arrays
-                data = np.require(found.data, requirements=("C", "A"))  # type: ignore[attr-defined]
-                pointer = data_pointer(data)
-            add_pointer(pointer)
-            add_array(data)
-        return pointers, arrays
-
-    def _run(
-        self, entry: _Entry, leaves: Sequence[Any], pointers: list[int], arrays: list[np.ndarray]
-    ) -> Any:
-        executable = entry.executable
-        if entry.deleted:
-            twice = len(set(pointers)) != len(pointers)
-            for i in entry.deleted:
-                leaf = leaves[i]
-                if (
-                    type(leaf) is not ConcreteArray
-                    or not leaf._owned
-                    or _is_shared(leaf)
-                    or (twice and pointers.count(pointers[i]) > 1)
-                ):
-                    arrays[i] = np.array(arrays[i], order="C")
-                    pointers[i] = data_pointer(arrays[i])
-            for i in entry.deleted:  # before the call: an index error leaves it half overwritten
-                leaf = leaves[i]
-                if type(leaf) is ConcreteArray:
-                    leaf._delete()
-        if entry.captured_pointers:
-            pointers = pointers + entry.captured_pointers
-        results = executable.call_pointers(pointers, arrays)
-        new, outs = ConcreteArray.__new__, []
-        for data, t in zip(results, entry.out_types):
-            x = new(ConcreteArray)
-            x._data = data
-            x.type = t
-            x._owned = True
-            x._ptr = data_pointer(data)
-            outs.append(x)
-        return entry.out_tree.unflatten(outs)
+                self._recent_of[statics] = recent
+        return found(leaves)
 
     def _in_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if in_whole():
@@ -317,19 +233,15 @@ class Jitted:
 
     def _compile(
         self, args: Any, kwargs: Any, dynamic: Any, statics: Any, leaves: Sequence[Any], structure: Any
-    ) -> _Entry:
-        for x in leaves:
-            _check_argument(x, self.call)
-        kinds = [_kind(x, self.call) for x in leaves]
+    ) -> Compiled:
+        kinds = [kind_of(x, self.call) for x in leaves]
         graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
         donated = self._donations(args, kwargs, dynamic, graph)
         with _compiling:
             executable = compile_program(compile_graph(graph, donated))
         placed = getattr(executable.program, "placed", {})
-        deleted = sorted({*donated, *placed.values()})
-        return _Entry(
-            kinds, executable, [c for c in captured if isinstance(c, ConcreteArray)], out_tree, deleted
-        )
+        concrete = [c for c in captured if isinstance(c, ConcreteArray)]
+        return Compiled(kinds, executable, concrete, out_tree, sorted({*donated, *placed.values()}))
 
     def _donations(self, args: Any, kwargs: Any, dynamic: Any, graph: Graph) -> dict[int, int]:
         """Donated input leaf -> an output of the same type, each output once."""
@@ -370,52 +282,10 @@ class Jitted:
 
     def clear_cache(self) -> None:
         """Forget the programs compiled in this process (the disk cache stays)."""
-        self._entries.clear()
+        self._programs.clear()
         self._graphs.clear()
-        self._last = None
-
-
-_COUNTS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
-
-
-def _references(leaf: ConcreteArray) -> int:
-    data = leaf._data
-    return sys.getrefcount(data)
-
-
-def _lone_count() -> int:
-    """What `_references` says of an array that only its wrapper and one list hold; it differs between Pythons."""
-    leaf = ConcreteArray(np.zeros(1))
-    held = [leaf._data]
-    return _references(leaf) if held else 0
-
-
-_LONE = _lone_count()
-
-
-def _is_shared(leaf: ConcreteArray) -> bool:
-    """Whether anything else may look at an output of a program: then a donation copies it first. Views of it refer to it."""
-    return not _COUNTS or _references(leaf) > _LONE
-
-
-def _check_argument(x: Any, call: str) -> None:
-    if isinstance(x, Tracer):
-        raise leaked(x)
-    if not (
-        isinstance(x, (Array, np.ndarray, np.generic))
-        or is_scalar(x)
-        or hasattr(x, "__array__")
-        or hasattr(x, "__dlpack__")
-    ):
-        fix = "mark it static with static_argnums or static_argnames, or close over it"
-        raise FgradTypeError(message(call, f"argument {describe(x)} is not an array", fix))
-
-
-def _kind(x: Any, call: str) -> Any:
-    """What an argument has to be for a program to fit: a Type, or the Python type of a bare scalar."""
-    weak = is_scalar(x) and dtypes.of_scalar(x) != dtypes.uint64
-    t = as_array(x, call).type
-    return type(x) if weak else type_of(t.shape, t.dtype)
+        self._recent = ()
+        self._recent_of.clear()
 
 
 def _type_or_array(x: Any, call: str) -> Any:

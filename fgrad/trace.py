@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fgrad import show  # noqa: F401  (it gives graphs their text)
-from fgrad.array import Array, ConcreteArray, from_numpy, is_scalar
+from fgrad.array import Array, ConcreteArray, from_numpy, is_scalar, wrap
 from fgrad.errors import (
     FgradError,
     FgradTypeError,
@@ -346,7 +346,7 @@ def _run(
         data = np.asarray(r)
         if data.dtype != t.dtype or data.shape != t.shape:
             raise FgradError(f"{prim.name}: its NumPy definition gave {describe(data)}, its type rule {t}")
-        outs.append(ConcreteArray(data))
+        outs.append(wrap(data))
     return outs
 
 
@@ -366,8 +366,7 @@ class Traced:
     def out_values(self) -> list[Array]:
         assert self.values is not None
         return [
-            self.values[a] if isinstance(a, Var) else ConcreteArray(np.asarray(a.value))
-            for a in self.graph.outputs
+            self.values[a] if isinstance(a, Var) else wrap(np.asarray(a.value)) for a in self.graph.outputs
         ]
 
 
@@ -421,7 +420,7 @@ def deriving(what: str) -> Iterator[Trace]:
 
 def as_tracer(t: Trace, atom: Atom) -> Array:
     """`atom` of a graph being derived in `t`, as an array to compute with."""
-    return ConcreteArray(np.asarray(atom.value)) if isinstance(atom, Literal) else Tracer(t, atom)
+    return wrap(np.asarray(atom.value)) if isinstance(atom, Literal) else Tracer(t, atom)
 
 
 def evaluate(graph: Graph, args: Sequence[Array], known: dict[Var, Array] | None = None) -> list[Array]:
@@ -439,7 +438,7 @@ def evaluate(graph: Graph, args: Sequence[Array], known: dict[Var, Array] | None
             needed.update(a for a in eqn.inputs if isinstance(a, Var) and a not in env)
 
     def read(atom: Atom) -> Array:
-        return env[atom] if isinstance(atom, Var) else ConcreteArray(np.asarray(atom.value))
+        return env[atom] if isinstance(atom, Var) else wrap(np.asarray(atom.value))
 
     last_use: dict[Var, Eqn] = {}
     keep = {a for a in graph.outputs if isinstance(a, Var)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import optree
@@ -63,3 +63,19 @@ def register(
     """Register `cls` as a node: `flatten_fn(x) -> (children, metadata)`, `unflatten_fn(metadata, children)`."""
     optree.register_pytree_node(cls, flatten_fn, unflatten_fn, namespace=NAMESPACE)  # type: ignore[arg-type]
     return cls
+
+
+def is_node(x: Any) -> bool:
+    """Whether `x` is a container (None, a tuple, list, dict, namedtuple or registered class) rather than a leaf."""
+    return not optree.all_leaves([x], namespace=NAMESPACE)
+
+
+def keys(x: dict[Any, Any]) -> Sequence[Any]:
+    """The keys of a dict in the order in which its leaves are taken."""
+    return optree.tree_flatten_one_level(x, namespace=NAMESPACE).entries  # type: ignore[arg-type]
+
+
+def flattener(cls: type) -> Callable[[Any], tuple[Any, ...]] | None:
+    """What `register` was given for `cls`; None for classes that optree itself knows."""
+    found = optree.register_pytree_node.get(cls, namespace=NAMESPACE)
+    return found.flatten_func if found is not None and found.namespace == NAMESPACE else None

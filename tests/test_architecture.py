@@ -19,7 +19,7 @@ SOURCES = ("fgrad", "fgrad_nn")
 # The floors, lowest first. A floor written as a tuple is ordered: each file may import those before it. In a
 # floor written as a set (what the user imports) any order goes, as long as there is no cycle.
 FLOORS: list[tuple[str, ...] | set[str]] = [
-    ("errors", "tree", "dtypes"),
+    ("errors", "tree", "dtypes", "memory"),
     ("ir", "show", "reference"),
     ("array", "trace"),
     ("ops", "convert"),

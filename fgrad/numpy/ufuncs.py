@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import Array, ConcreteArray
+from fgrad.array import Array, ConcreteArray, wrap
 from fgrad.convert import as_array
 from fgrad.ir import REGISTRY
 from fgrad.numpy.axes import broadcast_all, operands
@@ -51,7 +51,7 @@ def at_once(ufunc: np.ufunc, a: Array, b: Array) -> Array | None:
         return None
     with np.errstate(all="ignore"):
         try:
-            return ConcreteArray(np.asarray(ufunc(a.data, b.data)))
+            return wrap(np.asarray(ufunc(a.data, b.data)))
         except ValueError:  # shapes that do not fit: the caller's own broadcasting says so
             return None
 

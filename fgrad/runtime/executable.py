@@ -1,9 +1,8 @@
 """A compiled program that can be called: tables of pointers, the arena, output buffers, and the host steps between segments.
 
-A call writes the input pointers into a table, takes an output buffer for each result and jumps into the code.
-What a call needs is held by a `_Workspace`; each call takes an idle one or makes another, so that threads never share
-an arena and no call waits for a lock. An output buffer is used again once no array looks at it any more: large results
-are then written to warm memory instead of fresh pages.
+A call writes the input pointers into a table, takes memory for the results (`outputs.py`) and jumps into the code.
+What a call needs is held by a `Workspace`; each call takes an idle one or makes another, so that threads never share
+an arena and no call waits for a lock.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import ctypes
 import hashlib
 import itertools
 import struct
-import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -27,12 +25,12 @@ from fgrad.codegen.parallel import worth_threads
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
 from fgrad.codegen.target import TargetInfo, host
 from fgrad.errors import FgradIndexError, FgradValueError, message
+from fgrad.memory import data_pointer, new_block, view
 from fgrad.passes.memory import peak_memory, plan_memory
 from fgrad.runtime import cache, threads
 from fgrad.runtime.native import NativeCode, compile_module, load_object
+from fgrad.runtime.outputs import Pool, group_outputs
 
-_ALIGN = 64
-_BLOCKS = 3  # buffers kept for each output: the step's result, the previous one still in use, and one spare
 _loaded: weakref.WeakValueDictionary[str, NativeCode] = weakref.WeakValueDictionary()
 _compile_lock = (
     threading.RLock()
@@ -79,87 +77,22 @@ def _load_or_compile(program: Program, name: str, digest: str) -> NativeCode:
     return native
 
 
-def _data_offset() -> int | None:
-    """Where an ndarray object holds its data pointer (after the object header), or None if that is not so here."""
-    probe = np.zeros(3)
-    offset = object.__basicsize__
-    try:
-        found = ctypes.c_size_t.from_address(id(probe) + offset).value
-    except (ValueError, TypeError):
-        return None
-    return offset if sys.implementation.name == "cpython" and found == probe.ctypes.data else None
-
-
-_OFFSET = _data_offset()
-_ndarray = np.ndarray
-_at = ctypes.c_size_t.from_address
-_HAS_REFCOUNTS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
-
-
-def data_pointer(array: np.ndarray) -> int:
-    """The address of an array's first element; four times faster than `array.ctypes.data`."""
-    return _at(id(array) + _OFFSET).value if _OFFSET is not None else array.__array_interface__["data"][0]
-
-
-class _Block(np.ndarray):
-    """Memory of its own type, so that NumPy does not collapse chains of views: a view of an output refers to the output
-    itself, and references to the output tell whether anything else looks at its memory."""
-
-
-def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
-    """Memory and the offset in it from which it is aligned."""
-    raw = _Block((nbytes + _ALIGN,), np.uint8)
-    return raw, -raw.__array_interface__["data"][0] % _ALIGN
-
-
-class _OutputBuffers:
-    """Memory for one output: `blocks` of (owner, offset, address) that were handed out before."""
-
-    __slots__ = ("blocks", "dtype", "nbytes", "shape")
-
-    def __init__(self, buf: Buf):
-        self.shape, self.dtype, self.nbytes = buf.shape, buf.dtype, buf.nbytes
-        self.blocks: list[tuple[np.ndarray, int, int]] = []
-
-    def more(self) -> tuple[np.ndarray, int, int]:
-        """A new block, kept for later if references can tell when it is free."""
-        raw, offset = _aligned(self.nbytes)
-        block = (raw, offset, data_pointer(raw) + offset)
-        if _HAS_REFCOUNTS:
-            if len(self.blocks) == _BLOCKS:
-                self.blocks.pop(0)
-            self.blocks.append(block)
-        return block
-
-
-def _references(blocks: list[tuple[np.ndarray, int, int]]) -> int:
-    """References to an owner that nothing else looks at, counted in a loop such as the one in `Executable.prepare`."""
-    for block in blocks:
-        return _count(block[0])
-    return 0
-
-
-_count = sys.getrefcount
-_FREE = _references([(np.empty(1, np.uint8), 0, 0)])
-
-
-class _Workspace:
+class Workspace:
     """What one running call needs for itself."""
 
     def __init__(self, executable: Executable):
         layout, program = executable.layout, executable.program
-        self.table = (ctypes.c_size_t * max(layout.size, 1))()
+        # Behind the layout's slots there is one for each input: Python scalars are written there.
+        self.table = (ctypes.c_size_t * (layout.size + executable.n_inputs + 1))()
         self.address = ctypes.addressof(self.table)
         self.status = ctypes.c_int64(0)
-        self.arena, offset = _aligned(program.arena_bytes)
+        self.arena, arena = new_block(program.arena_bytes)
         self.table[Layout.STATUS] = ctypes.addressof(self.status)
-        self.table[Layout.ARENA] = data_pointer(self.arena) + offset
+        self.table[Layout.ARENA] = arena
         self.table[Layout.POOL] = threads.pool() if executable.shares_work else 0
         for n, value in enumerate(executable.constants):
             self.table[Layout.FIRST + n] = data_pointer(value)
-        self.outputs = [
-            None if j in program.placed else _OutputBuffers(b) for j, b in enumerate(program.outputs)
-        ]
+        self.pools = [Pool(group) for group in executable.groups]
         self.indices: dict[int, int] = {}  # of the loops that the host runs: id(step) -> iteration
 
 
@@ -180,11 +113,12 @@ class Executable:
         self.places = Places(program, self.layout)
         self.constants = [np.ascontiguousarray(b.value, dtype=b.dtype) for b in self.layout.constants]
         self.n_inputs, self.n_outputs = len(program.inputs), len(program.outputs)
-        self._pack = struct.Struct(f"={self.n_inputs + self.n_outputs}Q").pack_into
-        self._pack_at = 8 * self.layout.inputs_at
-        self._straight = len(self.items) <= 1 and len(segments) == len(self.items)
+        self.groups = group_outputs(program.outputs, tuple(program.placed))
+        self.pack = struct.Struct(f"={self.n_inputs + self.n_outputs}Q").pack_into
+        self.pack_at = 8 * self.layout.inputs_at
+        self.straight = len(self.items) <= 1 and len(segments) == len(self.items)
         self._in_types = [(b.dtype, b.shape) for b in program.inputs]
-        self._idle: list[_Workspace] = []
+        self.idle: list[Workspace] = []
         self._donated = sorted(set(program.placed.values()))
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -230,47 +164,59 @@ class Executable:
                 arrays[n] = array.copy()
                 pointers[n] = data_pointer(arrays[n])
 
-    def prepare(
-        self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]
-    ) -> tuple[_Workspace, list[np.ndarray]]:
-        """A workspace whose table is filled for a call on these inputs, and the arrays that the call will write."""
+    def workspace(self) -> Workspace:
+        """An idle one, for the caller alone until it is put back into `idle`."""
         try:
-            work = self._idle.pop()
+            return self.idle.pop()
         except IndexError:
-            work = _Workspace(self)
-        results: list[Any] = []
-        targets: list[int] = []
-        for j, buffers in enumerate(work.outputs):
-            if buffers is None:
-                i = self.program.placed[j]
-                results.append(self._as_output(arrays[i], j))
-                targets.append(pointers[i])
-                continue
-            for block in buffers.blocks:
-                # Every view of the memory, of whatever depth, would be one reference more.
-                if _count(block[0]) == _FREE:
-                    break
-            else:
-                block = buffers.more()
-            raw, offset, pointer = block
-            results.append(_ndarray(buffers.shape, buffers.dtype, raw, offset))
-            targets.append(pointer)
-        self._pack(work.table, self._pack_at, *pointers, *targets)
-        return work, results
+            return Workspace(self)
 
-    def _run(self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        work, results = self.prepare(pointers, arrays)
-        if self._straight:
+    def memory_for(self, work: Workspace) -> tuple[list[Any], list[Any]]:
+        """A block and an address in it for each output; None for those that are placed on donated inputs."""
+        blocks: list[Any] = [None] * self.n_outputs
+        addresses: list[Any] = [None] * self.n_outputs
+        for pool in work.pools:
+            block, *found = pool.take()
+            for j, address in zip(pool.group.members, found):
+                blocks[j], addresses[j] = block, address
+        return blocks, addresses
+
+    def launch(self, work: Workspace, pointers: Sequence[int], targets: Sequence[int]) -> None:
+        """Run the program on a workspace, which is put back; nothing is checked. Raises what the program found wrong."""
+        self.pack(work.table, self.pack_at, *pointers, *targets)
+        if self.straight:
             if self.items:
                 self.native.call(work.address, 0)
         else:
             self.run_items(work, self.items)
+        self.finish(work)
+
+    def finish(self, work: Workspace) -> None:
         failed = work.status.value
         if failed:
             work.status.value = 0
-        self._idle.append(work)
+        self.idle.append(work)
         if failed:
             self._raise(failed)
+
+    def _results(
+        self, work: Workspace, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]
+    ) -> tuple[list[int], list[np.ndarray]]:
+        blocks, targets = self.memory_for(work)
+        results = []
+        for j, buf in enumerate(self.program.outputs):
+            i = self.program.placed.get(j)
+            if i is None:
+                results.append(view(blocks[j], targets[j], buf.shape, buf.dtype))
+            else:
+                targets[j] = pointers[i]
+                results.append(self._as_output(arrays[i], j))
+        return targets, results
+
+    def _run(self, pointers: Sequence[int], arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        work = self.workspace()
+        targets, results = self._results(work, pointers, arrays)
+        self.launch(work, pointers, targets)
         return results
 
     def _as_output(self, array: np.ndarray | None, j: int) -> np.ndarray:
@@ -286,7 +232,7 @@ class Executable:
 
     # -------------------------------------------------------------------------------------------- host steps
 
-    def run_items(self, work: _Workspace, items: Sequence[Item]) -> None:
+    def run_items(self, work: Workspace, items: Sequence[Item]) -> None:
         """Run segments and host steps in order on a prepared workspace."""
         for item in items:
             if isinstance(item, Segment):
@@ -296,7 +242,7 @@ class Executable:
             else:
                 self._run_control(work, item)
 
-    def _view(self, work: _Workspace, buf: Buf, writeable: bool) -> np.ndarray:
+    def _view(self, work: Workspace, buf: Buf, writeable: bool) -> np.ndarray:
         place = self.places[buf]
         pointer = work.table[Layout.ARENA] if place.region == "arena" else work.table[place.region]
         pointer += place.offset + sum(stride * work.indices[loop] for loop, stride in place.moves)
@@ -305,7 +251,7 @@ class Executable:
         view.flags.writeable = writeable
         return view
 
-    def _run_host(self, work: _Workspace, step: HostStep) -> None:
+    def _run_host(self, work: Workspace, step: HostStep) -> None:
         source = step.eqns[0].source if step.eqns else None
         try:
             found = step.prim.impl(*[self._view(work, b, False) for b in step.inputs], **step.params)
@@ -327,7 +273,7 @@ class Executable:
                 )
             np.copyto(view, value, casting="same_kind")
 
-    def _run_control(self, work: _Workspace, item: HostControl) -> None:
+    def _run_control(self, work: Workspace, item: HostControl) -> None:
         step = item.step
         if isinstance(step, SwitchStep):
             index = int(self._view(work, step.index, False).reshape(()))

@@ -15,7 +15,7 @@ from fgrad.codegen.entry import emit_program
 from fgrad.codegen.layout import HostControl, cut
 from fgrad.codegen.program import HostStep, Step, walk
 from fgrad.codegen.target import host
-from fgrad.runtime.executable import Executable, _Workspace
+from fgrad.runtime.executable import Executable, Workspace
 from fgrad.runtime.native import compile_module
 
 Samples = dict[int, list[tuple[float, int]]]  # id(step) -> (seconds, runs) of every call
@@ -38,12 +38,12 @@ class _Timed(Executable):
         entry[0] += time.perf_counter() - begin
         entry[1] += 1
 
-    def _run_host(self, work: _Workspace, step: HostStep) -> None:
+    def _run_host(self, work: Workspace, step: HostStep) -> None:
         begin = time.perf_counter()
         super()._run_host(work, step)
         self.note(step, begin)
 
-    def _run_control(self, work: _Workspace, item: HostControl) -> None:
+    def _run_control(self, work: Workspace, item: HostControl) -> None:
         begin = time.perf_counter()
         super()._run_control(work, item)
         self.note(item.step, begin)

@@ -35,7 +35,8 @@ from fgrad.codegen.program import (
 )
 from fgrad.errors import FgradValueError
 from fgrad.ir import Primitive
-from fgrad.runtime.executable import compile_program, data_pointer
+from fgrad.memory import data_pointer
+from fgrad.runtime.executable import compile_program
 
 F4, I8, BOOL = dtypes.float32, dtypes.int64, dtypes.bool_
 

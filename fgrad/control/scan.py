@@ -8,7 +8,7 @@ that is linear in the tangents. The transpose of the second runs backwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from fgrad.ops.builders import batch_operand, full
 from fgrad.ops.elementwise import add
 from fgrad.ops.structure import move_axis
 from fgrad.reference import run_numpy
-from fgrad.trace import as_tracer, bind, deriving
+from fgrad.trace import as_tracer, bind, deriving, evaluate
 from fgrad.transforms.jvp import instantiate
+from fgrad.transforms.residuals import fewer_residuals, free_vars
 from fgrad.transforms.split import split
 from fgrad.transforms.transpose import transpose_graph
 from fgrad.transforms.vmap import batch_graph
@@ -87,24 +88,29 @@ def _scan_jvp(
     n_in, n_new = len(body.inputs), sum(active)
     both = Graph(g.inputs, g.eqns, g.outputs, g.name)
     parts = split(both, [n_in <= i < n_in + n_new for i in range(len(g.inputs))])
-    # An output tangent that does not depend on the tangents (a forced zero) is known: give it to the linear scan as it is.
-    residuals = list(parts.unknown.inputs[: parts.n_residuals])
-    for out in g.outputs:
-        if isinstance(out, Var) and not _defined_in(parts.unknown, out) and out not in residuals:
-            residuals.append(out)
-    const_vars = set(body.inputs[:consts]) | set(g.inputs[n_in + n_new :])
+    # What the linear scan reads: residuals, and forced zeros, which depend on no tangent. Some follow from others at little cost.
+    caps, new = g.inputs[n_in + n_new :], g.inputs[n_in : n_in + n_new]
+    known_eqns = _merge(body.eqns, parts.known.eqns)
+    const_vars = (*body.inputs[:consts], *caps)
     x_vars = dict(zip(body.inputs[consts + carry :], primals[consts + carry :], strict=True))
-    invariant = [r for r in residuals if r in const_vars]
+    by_y = {y: n for n, y in enumerate(body.outputs) if n >= carry and isinstance(y, Var)}
+    wanted = [v for v in free_vars(parts.unknown.eqns, g.outputs) if v not in new]
+    fixed = _depend_only_on(const_vars, known_eqns)
+    computed_once = _defined(e for e in fixed if e.prim.name not in ("broadcast", "iota"))
+    _, again = fewer_residuals(known_eqns, wanted, (*const_vars, *x_vars, *by_y, *computed_once))
+    linear_eqns = [*again, *parts.unknown.eqns]
+    residuals = [v for v in free_vars(linear_eqns, g.outputs) if v not in new]
+    still = set(const_vars) | _defined(fixed)
+    invariant = [r for r in residuals if r in still]
     scanned = [r for r in residuals if r in x_vars]  # stacked already: the scanned arrays themselves
-    stacked = [r for r in residuals if r not in const_vars and r not in x_vars]
+    stacked = [r for r in residuals if r not in still and r not in x_vars]
+    extra = [r for r in stacked if r not in by_y]
 
     # 1. Values and residuals.
-    known_eqns = _merge(body.eqns, parts.known.eqns)
-    caps = g.inputs[n_in + n_new :]
     first = Graph(
         (*body.inputs[:consts], *caps, *body.inputs[consts:]),
         known_eqns,
-        (*body.outputs, *stacked),
+        (*body.outputs, *extra),
         f"residuals {body.name}",
     )
     results = bind(
@@ -118,15 +124,15 @@ def _scan_jvp(
         length=length,
         reverse=reverse,
     )
-    saved = results[len(body.outputs) :]
-    by_const = dict(zip((*body.inputs[:consts], *caps), (*primals[:consts], *captured), strict=True))
+    at = {**by_y, **{v: len(body.outputs) + n for n, v in enumerate(extra)}}
+    saved = [results[at[v]] for v in stacked]
+    values = evaluate(Graph(const_vars, fixed, tuple(invariant)), [*primals[:consts], *captured])
 
     # 2. The linear scan: constants (invariant residuals, tangents of constants), carry tangents, (residuals, tangents of xs).
-    new = g.inputs[n_in : n_in + n_new]
     nc, ns = sum(const_on), sum(carry_on)
     tc, ts, tx = new[:nc], new[nc : nc + ns], new[nc + ns :]
     linear = Graph(
-        (*invariant, *tc, *ts, *scanned, *stacked, *tx), parts.unknown.eqns, g.outputs, f"linear {body.name}"
+        (*invariant, *tc, *ts, *scanned, *stacked, *tx), linear_eqns, g.outputs, f"linear {body.name}"
     )
     t0 = [
         instantiate(t, p)
@@ -136,7 +142,7 @@ def _scan_jvp(
     found = iter(
         bind(
             scan_p,
-            *[by_const[v] for v in invariant],
+            *values,
             *[t for t in ct if t is not None],
             *t0,
             *[x_vars[v] for v in scanned],
@@ -152,8 +158,18 @@ def _scan_jvp(
     return [next(found) if on else None for on in (*carry_on, *y_on)]
 
 
-def _defined_in(graph: Graph, var: Var) -> bool:
-    return var in graph.inputs or any(var in e.outputs for e in graph.eqns)
+def _depend_only_on(given: Sequence[Var], eqns: Sequence[Any]) -> list[Any]:
+    """The equations that are the same in every iteration."""
+    known, found = set(given), []
+    for e in eqns:
+        if not e.prim.effects and all(not isinstance(a, Var) or a in known for a in e.inputs):
+            known.update(e.outputs)
+            found.append(e)
+    return found
+
+
+def _defined(eqns: Iterable[Any]) -> set[Var]:
+    return {v for e in eqns for v in e.outputs}
 
 
 def _merge(a: list[Any], b: list[Any]) -> list[Any]:

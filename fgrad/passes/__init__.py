@@ -1,6 +1,7 @@
 """The compiler's passes, in order: graph to graph, then graph to kernels.
 
-    inline calls -> simplify -> share equal equations -> inline checkpoints -> drop the unused -> lower and fuse
+    inline calls -> simplify -> share equal equations -> improve loops -> the same two again -> inline checkpoints
+    -> join pieces -> drop the unused -> lower and fuse
 
 Each graph pass is a function `Graph -> Graph`; it also treats the graphs inside control flow.
 """
@@ -14,13 +15,19 @@ from fgrad.ir import Graph, dce
 from fgrad.passes.cse import share_equal
 from fgrad.passes.fuse import lower
 from fgrad.passes.inline import inline_calls, inline_checkpoints
+from fgrad.passes.loops import improve_loops
+from fgrad.passes.pieces import join_pieces
 from fgrad.passes.simplify import simplify
 
 GRAPH_PASSES = (
     inline_calls,
     simplify,
     share_equal,  # before checkpoints are inlined: what they compute again must not be merged with the first time
+    improve_loops,
+    simplify,
+    share_equal,
     inline_checkpoints,
+    join_pieces,
     dce,
 )
 

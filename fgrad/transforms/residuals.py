@@ -1,0 +1,127 @@
+"""Which values to keep for a derivative, and which to compute again.
+
+    kept as asked:   s, s * (1 - s), x, 1 - tanh(x)**2        (four arrays an iteration, in a scan)
+    kept:            s, x, tanh(x)                            (the others follow from them in a few operations)
+
+An array that is kept costs its bytes twice, written and read; a cheap element-wise operation on values that are there anyway
+costs nearly nothing beside that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fgrad.ir import Eqn, Var
+
+CHEAP = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "neg",
+        "abs",
+        "sign",
+        "square",
+        "maximum",
+        "minimum",
+        "select",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_not",
+        "broadcast",
+        "reshape",
+        "slice",
+        "convert",
+        "identity",
+        "stop_gradient",
+        "full",
+        "iota",
+    ]
+)
+_MOST = 16  # equations computed again for one residual
+
+
+def free_vars(eqns: Iterable[Eqn], also: Iterable[object] = ()) -> list[Var]:
+    """The variables that `eqns` and `also` read and no equation of `eqns` defines, in order of their first use."""
+    eqns = list(eqns)
+    own = {v for e in eqns for v in e.outputs}
+    found: dict[Var, None] = {}
+    for a in (*(a for e in eqns for a in e.inputs), *also):
+        if isinstance(a, Var) and a not in own:
+            found.setdefault(a)
+    return list(found)
+
+
+def fewer_residuals(
+    eqns: Sequence[Eqn], residuals: Iterable[Var], given: Iterable[Var]
+) -> tuple[list[Var], list[Eqn]]:
+    """`(kept, again)`: the residuals to keep, and the equations of `eqns` that give the others from those and from `given`."""
+    producer = {v: e for e in eqns for v in e.outputs}
+    place = {e: n for n, e in enumerate(eqns)}
+    free = set(given)
+    kept = dict.fromkeys(r for r in residuals if r not in free)
+    replaced: dict[Var, list[Eqn]] = {}
+    changed = True
+    while changed:
+        changed = False
+        for r in sorted(kept, key=lambda v: -place[producer[v]] if v in producer else 1):
+            others = free | (kept.keys() - {r})
+            found = _path(r, producer, others)
+            if found is None:
+                continue
+            leaves, path = found
+            extra = [v for v in leaves if v not in others]
+            if extra and sum(v.type.nbytes for v in extra) > r.type.nbytes:
+                continue
+            del kept[r]
+            kept.update(dict.fromkeys(extra))
+            replaced[r] = path
+            changed = True
+            break
+    again = _needed(eqns, replaced, producer, free | kept.keys())
+    return list(kept), again
+
+
+def _path(r: Var, producer: dict[Var, Eqn], known: set[Var]) -> tuple[list[Var], list[Eqn]] | None:
+    """The values that cheap equations make `r` of, going back to known ones where there are any; None if `r` is dear."""
+    leaves: dict[Var, None] = {}
+    path: dict[Eqn, None] = {}
+    todo = [r]
+    while todo:
+        v = todo.pop()
+        eqn = producer.get(v)
+        if (v is not r and v in known) or eqn is None or eqn.prim.name not in CHEAP:
+            if v is r:
+                return None
+            leaves.setdefault(v)
+            continue
+        if eqn not in path:
+            path[eqn] = None
+            todo.extend(a for a in eqn.inputs if isinstance(a, Var))
+            if len(path) > _MOST:
+                return None
+    return list(leaves), list(path)
+
+
+def _needed(
+    eqns: Sequence[Eqn], wanted: Iterable[Var], producer: dict[Var, Eqn], known: set[Var]
+) -> list[Eqn]:
+    """The equations that compute `wanted` from `known`, in order."""
+    needed: set[Eqn] = set()
+    todo = [v for v in wanted if v not in known]
+    while todo:
+        v = todo.pop()
+        if v in known or v not in producer or producer[v] in needed:
+            continue
+        needed.add(producer[v])
+        todo.extend(a for a in producer[v].inputs if isinstance(a, Var))
+    return [e for e in eqns if e in needed]

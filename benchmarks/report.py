@@ -4,6 +4,8 @@ python benchmarks/peers.py --json benchmarks/results/peers.json
 python benchmarks/epochs.py --json benchmarks/results/epochs.json
 python benchmarks/fused_vs_eager.py --json benchmarks/results/fused_vs_eager.json
 python benchmarks/startup.py --json benchmarks/results/startup.json
+python benchmarks/limits.py --json benchmarks/results/limits.json
+python benchmarks/profile_w3.py --json benchmarks/results/profile_w3.json
 python benchmarks/report.py
 """
 
@@ -17,8 +19,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from limits import tables as limit_tables  # noqa: E402
 from timing import table  # noqa: E402
 
+PROFILE = (
+    "<!-- profile: written by benchmarks/report.py -->",
+    "<!-- end of profile -->",
+)
 BEGIN, END = "<!-- measured: written by benchmarks/report.py -->", "<!-- end of measured -->"
 
 
@@ -85,6 +92,27 @@ def startup() -> str:
     return table(load("startup")[1], headings)
 
 
+def limits() -> str:
+    """What the machine can do at best, if `limits.py` has left it."""
+    found = HERE / "results" / "limits.json"
+    if not found.exists():
+        return ""
+    text = "\nThe machine at its best (`benchmarks/limits.py`), which is what per cents of the limit refer to:\n\n"
+    return f"{text}{limit_tables(json.loads(found.read_text()))}\n"
+
+
+def profile() -> str:
+    """What `fgrad.profile` prints for a training step of W3, if `profile_w3.py` has left it."""
+    found = HERE / "results" / "profile_w3.json"
+    return f"```text\n{json.loads(found.read_text())['text']}\n```" if found.exists() else ""
+
+
+def between(text: str, marks: tuple[str, str], new: str) -> str:
+    """`text` with what stands between two marks replaced."""
+    before, rest = text.split(marks[0], 1)
+    return f"{before}{marks[0]}\n\n{new}\n\n{marks[1]}{rest.split(marks[1], 1)[1]}"
+
+
 def main() -> None:
     machine, _ = load("peers")
     text = f"""{BEGIN}
@@ -104,12 +132,15 @@ starting up in a new process (`benchmarks/startup.py`):
 {eager()}
 
 {startup()}
-
+{limits()}
 {END}"""
     readme = HERE.parent / "README.md"
     old = readme.read_text()
     before, rest = old.split(BEGIN, 1)
-    readme.write_text(before + text + rest.split(END, 1)[1])
+    new = before + text + rest.split(END, 1)[1]
+    if shown := profile():
+        new = between(new, PROFILE, shown)
+    readme.write_text(new)
     print(f"written to {readme}")
 
 

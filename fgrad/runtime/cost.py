@@ -34,7 +34,7 @@ from fgrad.codegen.program import (
     WhileStep,
     nested_blocks,
 )
-from fgrad.ir import Eqn, Graph, subgraphs
+from fgrad.ir import Eqn, Graph, Var, subgraphs
 from fgrad.passes.memory import peak_memory
 from fgrad.runtime.peaks import Peaks
 
@@ -77,7 +77,7 @@ class Cost:
     flops           of the program as compiled: `contraction` (a multiply-add is two), `arithmetic`, `transcendental`
     model_flops     of the graph's products and convolutions as their definitions say, which is what others count
     read, written   distinct bytes of each step, summed over steps: an upper bound of the traffic with memory
-    compulsory      bytes of the program's inputs and outputs: a lower bound of it
+    compulsory      bytes of the inputs that are used and the outputs that are computed: a lower bound of it
     peak_memory     bytes that a call needs beside its inputs; `arena` is the part of it for temporaries
     """
 
@@ -195,17 +195,28 @@ def program_cost(program: Program, graph: Graph | None = None) -> Cost:
     steps: list[StepCost] = []
     notes: list[str] = []
     total = _block(program.body, 1, 0, steps, notes)
-    outside = {id(b): b.nbytes for b in (*program.inputs, *program.outputs)}
     return Cost(
         program.name,
         tuple(steps),
         total,
         total.contraction if graph is None else graph_flops(graph),
-        sum(outside.values()),
+        _outside(program) if graph is None else _compulsory(graph),
         program.arena_bytes,
         peak_memory(program),
         tuple(dict.fromkeys(notes)),
     )
+
+
+def _outside(program: Program) -> int:
+    return sum({id(b): b.nbytes for b in (*program.inputs, *program.outputs)}.values())
+
+
+def _compulsory(graph: Graph) -> int:
+    """Bytes of the inputs that are used and of the outputs that are computed: an input handed back as it came need not move."""
+    used = {a for e in graph.eqns for a in e.inputs if isinstance(a, Var)}
+    outputs = {a for a in graph.outputs if isinstance(a, Var)}.difference(graph.inputs)
+    literals = sum(a.type.nbytes for a in graph.outputs if not isinstance(a, Var))
+    return sum(v.type.nbytes for v in (*used.intersection(graph.inputs), *outputs)) + literals
 
 
 def _block(block: Block, times: int, depth: int, steps: list[StepCost], notes: list[str]) -> Work:

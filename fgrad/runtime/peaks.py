@@ -54,7 +54,8 @@ class Peaks:
     @property
     def doubtful(self) -> bool:
         """Threads together do much less than one does alone: others were busy on the machine (or cores are shared in pairs)."""
-        return self.float32_all < 0.75 * self.threads * self.float32
+        gains = self.float32_all / self.float32, self.float64_all / self.float64
+        return min(gains) < 0.75 * self.threads
 
     def fma(self, itemsize: int = 4, workers: int = 1) -> float:
         """Floating-point operations a second of `workers` threads, a multiply-add counted as two."""

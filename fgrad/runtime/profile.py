@@ -1,10 +1,10 @@
 """The time that each step of a compiled program takes, beside what it computes and where it comes from.
 
     >>> print(fgrad.profile(step)(params, state, x, y))
-    step: 6,930 us a call (median of 20, 2 threads), 6,881 of them in 35 kernels; at the machine's peaks 2,640
-         us  share    1 thr  GFLOP/s  FMA  GB/s  copy      step                            from
-      1,630  23.5%    3,010    187.1  80%   5.1   5% L3    conv -> float32[64,64,11,11]    conv  net.3  mnist.py:41
-        ...
+    step: 6,930 us a call (median of 20, up to 2 threads), 6,881 of them in 35 kernels, which at the machine's peaks would take 2,640
+       us   best  share  1 thread  GFLOP/s  FMA  GB/s   copy  limit  step                          operations  layer  line
+    1,630  1,592  23.5%     3,010    187.1  80%   5.1  5% L3    80%  conv -> float32[64,64,11,11]  conv        3      mnist.py:41
+    ...
 
 The program runs as it always does, in its own segments and on its threads, but is compiled once more with readings of the clock
 around its steps (`codegen/clock.py`). Medians over several calls count. Per cents are of this machine's peaks (`runtime/peaks.py`) on
@@ -193,9 +193,10 @@ class Profile:
     def text(self, lowest: float | None = None, rich: bool | None = None) -> str:
         """The table, longest steps first. `lowest`: the smallest share that has a row of its own; `rich`: by default if installed."""
         lowest = self.lowest if lowest is None else lowest
-        many = self.threads > 1
+        many, layers = self.threads > 1, any(r.scopes for r in self.rows)
         columns = [
             Column("us"),
+            Column("best"),
             Column("share"),
             *([Column("1 thread")] if many else []),
             Column("GFLOP/s"),
@@ -204,10 +205,12 @@ class Profile:
             Column("copy"),
             Column("limit"),
             Column("step", left=True),
-            Column("from", left=True),
+            Column("operations", left=True),
+            *([Column("layer", left=True)] if layers else []),
+            Column("line", left=True),
         ]
         shown = self._shown(lowest)
-        cells = [self._cells(r, many) for r in shown]
+        cells = [self._cells(r, many, layers) for r in shown]
         rest = [r for r in self.rows if r.parent is None and r.share < lowest]
         if rest:
             spent = sum(r.seconds for r in rest)
@@ -215,9 +218,7 @@ class Profile:
             cells.append(_padded(columns, _us(spent), f"{100 * spent / (self.seconds or 1):.1f}%", label))
         least = min(self.total - self.seconds, self.total)
         if least > 0.005 * self.total:
-            cells.append(
-                _padded(columns, _us(least), "", "between steps (starting threads, reading the clock)")
-            )
+            cells.append(_padded(columns, _us(least), "", "not in a step: starting threads, interruptions"))
         return table(self._title(), columns, cells, rich)
 
     def _title(self) -> str:
@@ -246,14 +247,12 @@ class Profile:
         return list(visit(None))
 
     @staticmethod
-    def _cells(r: Row, many: bool) -> list[str]:
+    def _cells(r: Row, many: bool, layers: bool) -> list[str]:
         times = f"  x {r.runs}" if r.runs != 1 else ""
-        origin = [", ".join(_few(r.operations, 5)), ", ".join(_few(r.scopes, 2))]
-        origin.append(", ".join(_few([Path(s).name for s in r.sources], 2)))
-        computes = r.work.flops > 0
-        moves = r.work.bytes > 0
+        computes, moves = r.work.flops > 0, r.work.bytes > 0
         return [
             _us(r.seconds),
+            _us(r.best),
             f"{100 * r.share:.1f}%",
             *([("" if r.serial is None else _us(r.serial))] if many else []),
             f"{r.gflops:.1f}" if computes else "",
@@ -262,7 +261,9 @@ class Profile:
             f"{100 * r.copy:.0f}% {r.level}" if moves else "",
             f"{100 * r.limit:.0f}%" if r.limit else "",
             "  " * r.depth + r.what + times,
-            "  ".join(t for t in origin if t),
+            " ".join(_few(r.operations, 4)),
+            *([" ".join(_few(r.scopes, 2))] if layers else []),
+            " ".join(_few([Path(s).name for s in r.sources], 2)),
         ]
 
     def __str__(self) -> str:

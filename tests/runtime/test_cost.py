@@ -189,6 +189,11 @@ def test_numpy_calls_are_named():
     assert c.bytes >= 800
 
 
+def test_inputs_handed_back_and_unused_ones_need_not_move():
+    c = cost(lambda x, y, z: (x, fnp.sum(y)), f32(1000), f32(500), f32(300))
+    assert c.compulsory == 4 * (500 + 1)
+
+
 def test_limits_and_predictions():
     product = cost(lambda a, b: a @ b, f32(1000, 1000), f32(1000, 1000))
     assert product.limit(PEAKS) == pytest.approx(2e9 / 100e9)

@@ -228,9 +228,10 @@ class _SegmentEmitter:
 
     def address(self, buf: Buf) -> ir.Value:
         if buf.base is None:
-            if buf.kind == "temp":
-                return self.shift(self.pointer(Layout.ARENA), self.shared.places[buf].offset)
-            return self.pointer(self.shared.layout.slot(buf))
+            place = self.shared.places[buf]  # an output on a donated input is in that input's slot
+            return self.shift(
+                self.pointer(Layout.ARENA if place.region == "arena" else place.region), place.offset
+            )
         pointer = self.shift(self.address(buf.base), buf.byte_offset)
         if buf.byte_stride:
             pointer = self.shift(

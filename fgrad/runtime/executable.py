@@ -84,6 +84,7 @@ class Workspace:
         layout, program = executable.layout, executable.program
         # Behind the layout's slots there is one for each input: Python scalars are written there.
         self.table = (ctypes.c_size_t * (layout.size + executable.n_inputs + 1))()
+        self.bytes = memoryview(self.table).cast("B")
         self.address = ctypes.addressof(self.table)
         self.status = ctypes.c_int64(0)
         self.arena, arena = new_block(program.arena_bytes)
@@ -176,7 +177,7 @@ class Executable:
         blocks: list[Any] = [None] * self.n_outputs
         addresses: list[Any] = [None] * self.n_outputs
         for pool in work.pools:
-            block, *found = pool.take()
+            block, _, *found = pool.take()
             for j, address in zip(pool.group.members, found):
                 blocks[j], addresses[j] = block, address
         return blocks, addresses

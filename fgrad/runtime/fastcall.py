@@ -21,14 +21,15 @@ without a loop. For `step({"b": b, "w": w}, x)` with the first argument donated,
             for lot in g0.lots:
                 if count(lot[0]) == FREE: break
             else: lot = g0.more()
-            b0, q2, = lot
+            b0, bytes0, q2, = lot
             with ownership:
                 m0 = x0._memory; p0 = x0._ptr; x0._memory = x0._ptr = None
                 m1 = x1._memory; p1 = x1._ptr; x1._memory = x1._ptr = None
                 try:
                     if not blocks.issuperset(map(type, (m0, m1,))): raise Refused
-                    pack(work.table, 24, p0, p1, h2.data, p0, p1, q2)
+                    pack(work.table, 24, p0, p1, h2.data)
                 except BaseException: restore(((x0, m0, p0), (x1, m1, p1),)); raise
+            work.bytes[64:72] = bytes0
         except Exception:
             if work is not None: idle.append(work)
             return MISS
@@ -38,7 +39,7 @@ without a loop. For `step({"b": b, "w": w}, x)` with the first argument donated,
         y0, y1, y2, = starmap(Array, NOTHING)
         y0.type = R0; y0._ptr = p0; y0._memory = m0
         ...
-        return unflatten((y0, y1, y2,))
+        return ({'b': y0, 'w': y1}, y2, )
 
 Whatever does not fit (another structure, another type, an array whose address is not known yet or that was donated, one
 given twice) is a `MISS` without a trace: the general way (`compiled.py`) then does the call, or raises the error.
@@ -47,7 +48,7 @@ given twice) is a `MISS` without a trace: the general way (`compiled.py`) then d
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import starmap
 from typing import Any
 
@@ -90,6 +91,9 @@ class _Arguments:
         self.names[found] = value
         return found
 
+    def key(self, key: Any) -> str:
+        return repr(key) if type(key) in (str, int) else self.name("K", key)
+
     def new(self, x: Any) -> str:
         """A variable for a child: a leaf's is numbered as the leaf."""
         if x is None or tree.is_node(x):
@@ -107,9 +111,8 @@ class _Arguments:
         if cls is dict:
             self.lines.append(f"if type({variable}) is not dict or len({variable}) != {len(x)}: return MISS")
             for key in tree.keys(x):
-                written = repr(key) if type(key) in (str, int) else self.name("K", key)
                 child = self.new(x[key])
-                self.lines.append(f"{child} = {variable}[{written}]")
+                self.lines.append(f"{child} = {variable}[{self.key(key)}]")
                 if child[0] == "n" and not self.visit(x[key], child):
                     return False
             return True
@@ -141,6 +144,22 @@ class _Arguments:
                 return False
         self.lines[at] = f"{''.join(c + ', ' for c in children) or '()'} = {variable}"
         return True
+
+
+def _result(a: _Arguments, node: Any, numbers: Iterator[int]) -> str:
+    """The expression that puts the next of `y0, y1, ...` into a tree of the structure `node`."""
+    if node.is_leaf():
+        return f"y{next(numbers)}"
+    if node.type in (dict, tuple, list):
+        parts = [_result(a, child, numbers) for child in node.children()]
+        if node.type is dict:  # in the order of the dict that the function returned, as `unflatten` does
+            written = dict(zip(node.entries(), parts, strict=True))
+            ordered = node.unflatten([None] * node.num_leaves)
+            return f"{{{', '.join(f'{a.key(k)}: {written[k]}' for k in ordered)}}}"
+        inside = "".join(part + ", " for part in parts)
+        return f"({inside})" if node.type is tuple else f"[{inside}]"
+    inside = "".join(f"y{next(numbers)}, " for _ in range(node.num_leaves))
+    return f"{a.name('U', node.unflatten)}(({inside}))"
 
 
 def fast_call(
@@ -184,14 +203,14 @@ def fast_call(
         elif i in donated:
             return None
         elif cls is kind:
-            letters = _SCALAR.get(scalar_dtype(x).name)
-            if letters is None:
+            letter = _SCALAR.get(scalar_dtype(x).name)
+            if letter is None:
                 return None
             late.append(f"if type(x{i}) is not {a.name('C', cls)}: return MISS")
             slot = 8 * (executable.layout.size + len(scalars))
             pointers.append(f"work.address + {slot}")
             scalars.append(f"x{i}, ")
-            formats += letters
+            formats += letter
         elif cls is np.ndarray or issubclass(cls, np.generic):
             late.append(f"if type(x{i}) is not {a.name('C', cls)}: return MISS")
             if cls is not np.ndarray:
@@ -211,24 +230,36 @@ def fast_call(
     body = [*a.lines, *late, *checks, "work = idle.pop() if idle else new_workspace(executable)"]
 
     placed = executable.program.placed
+    outs = range(executable.n_outputs)
     memory = {j: (f"m{i}", f"p{i}") for j, i in placed.items()}
+    letters = ["Q"] * len(pointers) + ["8x"] * len(outs)
+    packed = list(pointers)
+    slices = []
     for g, group in enumerate(executable.groups):
         body += [
             f"pool = work.pools[{g}]",
             "for lot in pool.lots:",
             "    if count(lot[0]) == FREE: break",
             "else: lot = pool.more()",
-            f"b{g}, {''.join(f'q{j}, ' for j in group.members)} = lot",
+            f"b{g}, bytes{g}, {''.join(f'q{j}, ' for j in group.members)} = lot",
         ]
         memory |= {j: (f"b{g}", f"q{j}") for j in group.members}
+        first, n = group.members[0], len(group.members)
+        if group.members == tuple(range(first, first + n)):
+            at = executable.pack_at + 8 * (len(pointers) + first)
+            slices.append(f"work.bytes[{at}:{at + 8 * n}] = bytes{g}")
+        else:
+            for j in group.members:
+                letters[len(pointers) + j] = "Q"
+    packed += [memory[j][1] for j in outs if letters[len(pointers) + j] == "Q"]
+    while letters and letters[-1] == "8x":
+        letters.pop()
+    pack = struct.Struct("=" + "".join(letters)).pack_into
     if scalars:
         w_at = 8 * executable.layout.size
         pack_scalars = a.name("P", struct.Struct("=" + formats).pack_into)
         body.append(f"{pack_scalars}(work.table, {w_at}, {''.join(scalars)})")
-    outs = range(executable.n_outputs)
-    packing = (
-        f"pack(work.table, {executable.pack_at}, {', '.join([*pointers, *(memory[j][1] for j in outs)])})"
-    )
+    packing = f"pack(work.table, {executable.pack_at}, {', '.join(packed)})"
     if donated:
         body.append("with ownership:")
         body += [
@@ -243,6 +274,7 @@ def fast_call(
         body.append(f"    except BaseException: restore(({claimed})); raise")
     else:
         body.append(packing)
+    body += slices
     after = []
     if executable.straight:
         after += ["native(work.address, 0)"] if executable.items else []
@@ -256,7 +288,7 @@ def fast_call(
         after.append(
             f"y{j}.type = {a.name('R', out_types[j])}; y{j}._memory = {block}; y{j}._ptr = {address}"
         )
-    after.append(f"return unflatten(({''.join(f'y{j}, ' for j in outs)}))")
+    after.append(f"return {_result(a, out_tree, iter(outs))}")
 
     names = a.names | {
         "MISS": MISS,
@@ -268,7 +300,7 @@ def fast_call(
         "executable": executable,
         "count": count,
         "FREE": FREE,
-        "pack": executable.pack,
+        "pack": pack,
         "ownership": ownership,
         "blocks": {Block},
         "restore": _restore,
@@ -280,12 +312,10 @@ def fast_call(
         "finish": executable.finish,
         "starmap": starmap,
         "Array": ConcreteArray,
-        "unflatten": out_tree.unflatten,
     }
-    # As defaults of keyword arguments they are local variables, which are found faster than global ones.
     text = "\n".join(
         [
-            f"def call(args, kwargs, *, {', '.join(f'{n}={n}' for n in names)}):",
+            "def call(args, kwargs):",
             "    work = None",
             "    try:",
             *("        " + line for line in body),

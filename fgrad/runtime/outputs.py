@@ -8,8 +8,10 @@ fresh pages, which for a large output cost more than computing it.
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from fgrad.codegen.program import Buf
@@ -19,7 +21,7 @@ KEPT = 3  # blocks kept for a group: the last results, those before them still i
 _MOST_SHARED = 1 << 16  # bytes of a block that several outputs share
 _MOST_TIMES = 16  # how many times its own bytes an output may keep alive
 
-Lot = tuple[Any, ...]  # a block, then the address in it of each member of the group
+Lot = tuple[Any, ...]  # a block, the addresses in it of the group's members as bytes, and each as a number
 count = sys.getrefcount
 
 
@@ -34,19 +36,18 @@ class Group(NamedTuple):
 def group_outputs(outputs: Sequence[Buf], placed: Sequence[int]) -> list[Group]:
     """Divide the outputs that are not placed on donated inputs into groups of similar size."""
     sizes = {j: max(-(-b.nbytes // ALIGN), 1) * ALIGN for j, b in enumerate(outputs) if j not in set(placed)}
-    groups: list[Group] = []
-    members: list[int] = []
-    offsets: list[int] = []
-    total = 0
+    shares: list[list[int]] = []
+    total = limit = 0
     for j in sorted(sizes, key=lambda j: sizes[j]):
-        if members and total + sizes[j] > min(_MOST_TIMES * sizes[members[0]], _MOST_SHARED):
-            groups.append(Group(tuple(members), tuple(offsets), total))
-            members, offsets, total = [], [], 0
-        members.append(j)
-        offsets.append(total)
         total += sizes[j]
-    if members:
-        groups.append(Group(tuple(members), tuple(offsets), total))
+        if not shares or total > limit:
+            shares.append([])
+            total, limit = sizes[j], min(_MOST_TIMES * sizes[j], _MOST_SHARED)
+        shares[-1].append(j)
+    groups = []
+    for members in map(sorted, shares):  # in order, so that neighbours in the table are filled at once
+        ends = list(accumulate(sizes[j] for j in members))
+        groups.append(Group(tuple(members), (0, *ends[:-1]), ends[-1]))
     return groups
 
 
@@ -69,7 +70,8 @@ class Pool:
     def more(self) -> Lot:
         """A new block, kept for later calls if references can tell when it is free."""
         block, start = new_block(self.group.nbytes)
-        lot = (block, *[start + offset for offset in self.group.offsets])
+        addresses = [start + offset for offset in self.group.offsets]
+        lot = (block, struct.pack(f"={len(addresses)}Q", *addresses), *addresses)
         if HAS_REFCOUNTS:
             if len(self.lots) == KEPT:
                 self.lots.pop(0)
@@ -84,4 +86,4 @@ def _references(lots: list[Lot]) -> int:
     return 0
 
 
-FREE = _references([(Block((1,), "uint8"), 0)])
+FREE = _references([(Block((1,), "uint8"), b"", 0)])

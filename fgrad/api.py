@@ -47,7 +47,7 @@ def named_scope(name: str) -> AbstractContextManager[None]:
 
 
 def profile(
-    f: Callable[..., Any], *, repeat: int = 20, budget: float = 1.0, serial: bool = True
+    f: Callable[..., Any], *, repeat: int = 40, budget: float = 1.0, serial: bool = True
 ) -> Callable[..., Profile]:
     """A function that runs `f` compiled (as `jit` would) and returns the time of each kernel instead of `f`'s value.
 
@@ -59,7 +59,7 @@ def profile(
 
     Args:
         f: a function of pytrees of arrays, or the result of `jit` (with its static and donated arguments).
-        repeat: calls of which the median is taken; fewer, but at least 3, if they take longer than `budget` seconds.
+        repeat: calls, of whose faster half the medians are taken; fewer, but at least 3, if they take longer than `budget` seconds.
         serial: whether to time the kernels on one thread too, if the program may use several.
     """
     jitted = f if isinstance(f, Jitted) else jit(f)

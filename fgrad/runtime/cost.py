@@ -1,8 +1,9 @@
 """What a planned program takes, told from the program: operations, bytes, memory, and the time that this machine's peaks allow.
 
     >>> print(jit(step).lower(*args).cost())
-    step: 0.985 GFLOP (0.955 multiply-add, 0.029 arithmetic, 0.000 transcendental), 71.4 MB read, 42.1 MB written
-      15.3 MiB arena, 15.3 MiB beside the inputs; 35 kernels
+    step: 1.11 GFLOP (1.1 G in multiply-adds, 12.3 M other arithmetic, 706 transcendental); 985 MFLOP in the graph's products
+      47.4 MB read, 24.8 MB written; 5.6 MB of inputs and outputs
+      15.32 MiB arena, 15.32 MiB beside the inputs; 35 kernels
       ...
 
 Nothing is compiled to machine code and nothing runs. Loops count times their length. A `while_loop` is counted as one iteration
@@ -155,9 +156,10 @@ class Cost:
 
     def __str__(self) -> str:
         w = self.work
+        kinds = [count_text(n).strip() for n in (w.contraction, w.arithmetic, w.transcendental)]
         lines = [
-            f"{self.name}: {count_text(w.flops)}FLOP ({count_text(w.contraction)} in multiply-adds,"
-            f" {count_text(w.arithmetic)} other arithmetic, {count_text(w.transcendental)} transcendental)",
+            f"{self.name}: {count_text(w.flops)}FLOP ({kinds[0]} in multiply-adds, {kinds[1]} other arithmetic,"
+            f" {kinds[2]} transcendental); {count_text(self.model_flops)}FLOP in the graph's products",
             f"  {count_text(w.read)}B read, {count_text(w.written)}B written; {count_text(self.compulsory)}B of inputs and outputs",
             f"  {self.arena / 2**20:.2f} MiB arena, {self.peak_memory / 2**20:.2f} MiB beside the inputs; {self.kernels} kernels",
             *(f"  {text}" for text in self.lower_bounds),

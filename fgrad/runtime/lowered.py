@@ -79,7 +79,7 @@ class Lowered:
 
     def profile(
         self,
-        repeat: int = 20,
+        repeat: int = 40,
         budget: float = 1.0,
         measured: Peaks | None = None,
         serial: bool = True,

@@ -1,13 +1,13 @@
 """The time that each step of a compiled program takes, beside what it computes and where it comes from.
 
     >>> print(fgrad.profile(step)(params, state, x, y))
-    step: 6,930 us a call (median of 20, up to 2 threads), 6,881 of them in 35 kernels, which at the machine's peaks would take 2,640
+    step: 6,930 us a call (median of the faster half of 40, up to 2 threads), 6,881 of them in 35 kernels, which at the machine's peaks would take 2,640
        us   best  share  1 thread  GFLOP/s  FMA  GB/s   copy  limit  step                          operations  layer  line
     1,630  1,592  23.5%     3,010    187.1  80%   5.1  5% L3    80%  conv -> float32[64,64,11,11]  conv        3      mnist.py:41
     ...
 
 The program runs as it always does, in its own segments and on its threads, but is compiled once more with readings of the clock
-around its steps (`codegen/clock.py`). Medians over several calls count. Per cents are of this machine's peaks (`runtime/peaks.py`) on
+around its steps (`codegen/clock.py`). Times are medians over the faster half of many calls. Per cents are of this machine's peaks (`runtime/peaks.py`) on
 as many threads as the program may use: multiply-adds, and copies through the cache that holds the step's bytes.
 """
 
@@ -46,12 +46,12 @@ from fgrad.runtime.table import Column, table
 class Row:
     """One step in one call of the program. Times in seconds; those of a loop include what is in it.
 
-    seconds, best  median and smallest; `serial` is the median on one thread, if the program may use more
+    seconds, best  median (over the faster half of the calls) and smallest; `serial` is the median on one thread, if the program may use more
     runs           how often the step ran in the call (iterations, in a loop)
     work           operations and bytes of all these runs
     fma, copy      fractions of the machine's peaks: of multiply-adds, and of copies through `level`
     limit          the fraction of the time that the peaks would allow at best: the larger of the two, other arithmetic counted
-    depth          how many loops and branches are around; `path` holds the rows' numbers of those
+    depth, parent  how many loops and branches are around, and which row is the innermost of them
     """
 
     what: str
@@ -60,15 +60,15 @@ class Row:
     best: float
     serial: float | None
     runs: int
-    work: Work
-    share: float
-    fma: float
-    copy: float
-    level: str
-    limit: float
-    threads: int
-    depth: int
+    threads: int = 1
+    depth: int = 0
     parent: int | None = None
+    work: Work = field(default_factory=Work)
+    share: float = 0.0
+    fma: float = 0.0
+    copy: float = 0.0
+    level: str = ""
+    limit: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -145,7 +145,7 @@ class Row:
 class Profile:
     """`rows` in program order, each loop before what is in it; printing shows the longest first.
 
-    total     seconds in the program's own code, the median of calls; `call` of a whole call from Python without readings of the clock
+    total     seconds in the program's own code, the median; `call` of a whole call from Python without readings of the clock
     threads   that the program could use; `peaks` is what per cents are of
     """
 
@@ -228,7 +228,7 @@ class Profile:
         leaves = [r for r in self.rows if r.kind not in _HOLDERS]
         at_best = sum(r.limit * r.seconds for r in leaves)
         return (
-            f"{self.name}: {_us(self.call)} us a call (median of {self.calls}, {on}), {_us(self.seconds)} of them in {len(leaves)}"
+            f"{self.name}: {_us(self.call)} us a call (median of the faster half of {self.calls}, {on}), {_us(self.seconds)} of them in {len(leaves)}"
             f" kernels, which at the machine's peaks would take {_us(at_best)}\n{self.peaks}"
         )
 
@@ -248,7 +248,7 @@ class Profile:
 
     @staticmethod
     def _cells(r: Row, many: bool, layers: bool) -> list[str]:
-        times = f"  x {r.runs}" if r.runs != 1 else ""
+        times = f"  x {r.runs}" if r.runs != 1 and r.kind != "for" else ""
         computes, moves = r.work.flops > 0, r.work.bytes > 0
         return [
             _us(r.seconds),
@@ -258,7 +258,7 @@ class Profile:
             f"{r.gflops:.1f}" if computes else "",
             f"{100 * r.fma:.0f}%" if computes else "",
             f"{r.gbytes:.1f}" if moves else "",
-            f"{100 * r.copy:.0f}% {r.level}" if moves else "",
+            f"{100 * r.copy:.0f}% {r.level}" if r.level and moves else "",
             f"{100 * r.limit:.0f}%" if r.limit else "",
             "  " * r.depth + r.what + times,
             " ".join(_few(r.operations, 4)),
@@ -276,7 +276,8 @@ _MOVES = frozenset({"broadcast", "reshape", "transpose", "convert", "iota", "sli
 
 
 def _us(seconds: float) -> str:
-    return f"{1e6 * seconds:,.0f}" if seconds >= 99.5e-6 else f"{1e6 * seconds:.1f}"
+    digits = 0 if seconds >= 99.5e-6 else 1 if seconds >= 9.95e-6 else 2
+    return f"{1e6 * seconds:,.{digits}f}"
 
 
 def _few(texts: Sequence[str], most: int) -> list[str]:
@@ -308,14 +309,14 @@ def _plan(step: Step) -> str:
 def profile(
     executable: Executable,
     inputs: Sequence[np.ndarray],
-    repeat: int = 20,
+    repeat: int = 40,
     budget: float = 1.0,
     measured: Peaks | None = None,
     serial: bool = True,
 ) -> Profile:
     """Time each step of `executable` on `inputs`, which keep their values: donated ones are copied for each call.
 
-    Medians over `repeat` calls, or fewer (at least 3) when these take longer than `budget` seconds. `serial`: also measure on one
+    Medians over the faster half of `repeat` calls, or of fewer (at least 3) when these take longer than `budget` seconds. `serial`: also measure on one
     thread, if the program may use more. `measured`: the peaks to compare with, by default those of this machine.
     """
     sampler = Sampler(executable, inputs)
@@ -331,69 +332,65 @@ def profile(
             alone, _ = sampler.samples(repeat, budget)
         finally:
             threads.set_num_threads(saved)
-    rows: list[Row] = []
-    _rows(executable.program.body, 0, None, rows, found, alone, count, best)
-    seconds = sum(r.seconds for r in rows if r.parent is None) or 1.0
-    for row in rows:
-        row.share = row.seconds / seconds
-    calls = len(totals)
-    return Profile(executable.program.name, rows, statistics.median(totals), call, count, calls, best)
+    rows = _Rows(found, alone, count, best).of(executable.program.body)
+    return Profile(executable.program.name, rows, statistics.median(totals), call, count, sampler.calls, best)
 
 
-def _rows(
-    block: Block,
-    depth: int,
-    parent: int | None,
-    rows: list[Row],
-    found: Samples,
-    alone: Samples,
-    count: int,
-    best: Peaks,
-) -> Work:
-    """Append the rows of `block` and return what its steps did in one call."""
-    total = Work()
-    for step in block.steps:
-        samples = found[id(step)]
+class _Rows:
+    """Makes the rows of a program from samples of its steps."""
+
+    def __init__(self, found: Samples, alone: Samples, count: int, best: Peaks):
+        self.found, self.alone, self.count, self.best = found, alone, count, best
+        self.rows: list[Row] = []
+
+    def of(self, body: Block) -> list[Row]:
+        self.block(body, 0, None)
+        total = sum(r.seconds for r in self.rows if r.parent is None) or 1.0
+        for row in self.rows:
+            row.share = row.seconds / total
+        return self.rows
+
+    def block(self, block: Block, depth: int, parent: int | None) -> None:
+        for step in block.steps:
+            row = self.row(step, depth, parent)
+            at = len(self.rows)
+            self.rows.append(row)
+            inner = nested_blocks(step)
+            for each in inner:
+                self.block(each, depth + 1, at)
+            if inner:
+                self.add_up(row, [r for r in self.rows[at + 1 :] if r.parent == at])
+
+    def row(self, step: Step, depth: int, parent: int | None) -> Row:
+        samples = self.found[id(step)]
         runs = round(statistics.median(n for _, n in samples))
-        seconds = statistics.median(s for s, _ in samples)
-        serial = statistics.median(s for s, _ in alone[id(step)]) if alone else None
         row = Row(
             what=describe(step),
             step=step,
-            seconds=seconds,
+            seconds=statistics.median(s for s, _ in samples),
             best=min(s for s, _ in samples),
-            serial=serial,
+            serial=statistics.median(s for s, _ in self.alone[id(step)]) if self.alone else None,
             runs=runs,
-            work=Work(),
-            share=0.0,
-            fma=0.0,
-            copy=0.0,
-            level="",
-            limit=0.0,
-            threads=count if pieces_of(step) else 1,
+            threads=self.count if pieces_of(step) else 1,
             depth=depth,
             parent=parent,
             notes=step.kernel.notes if isinstance(step, KernelStep) else (),
         )
-        at = len(rows)
-        rows.append(row)
-        inner = nested_blocks(step)
-        if inner:
-            row.work = sum((_rows(b, depth + 1, at, rows, found, alone, count, best) for b in inner), Work())
-            if not isinstance(step, SwitchStep):  # iterations, not loops
-                row.runs = max((r.runs for r in rows[at + 1 :] if r.parent == at), default=runs)
-        else:
+        if not nested_blocks(step):
             one = step_work(step)
-            row.work = one * runs
-            _against_peaks(row, one, count, best)
-        total += row.work
-    return total
+            row.work, row.level = one * runs, LEVELS[self.best.level(one.bytes)]
+            cost = StepCost(step, row.what, row.work, runs, 0, self.count > 1, element_bytes(step), one.bytes)
+            if row.seconds > 0:
+                row.fma = row.work.flops / row.seconds / self.best.fma(cost.itemsize, self.count)
+                row.copy = row.work.bytes / row.seconds / self.best.bandwidth(one.bytes, self.count)
+                row.limit = cost.seconds(self.best, self.count) / row.seconds
+        return row
 
-
-def _against_peaks(row: Row, one: Work, count: int, best: Peaks) -> None:
-    cost = StepCost(row.step, row.what, row.work, row.runs, 0, count > 1, element_bytes(row.step), one.bytes)
-    row.level = LEVELS[best.level(one.bytes)]
-    if row.seconds > 0:
-        row.fma = row.work.flops / row.seconds / best.fma(cost.itemsize, count)
-        row.copy = row.work.bytes / row.seconds / best.bandwidth(one.bytes, count)
-        row.limit = cost.seconds(best, count) / row.seconds
+    def add_up(self, row: Row, inner: list[Row]) -> None:
+        """A loop's work and peaks, from what is in it."""
+        row.work = sum((r.work for r in inner), Work())
+        if not isinstance(row.step, SwitchStep):  # iterations, not loops
+            row.runs = max((r.runs for r in inner), default=row.runs)
+        if row.seconds > 0:
+            row.fma = sum(r.fma * r.seconds for r in inner) / row.seconds
+            row.limit = sum(r.limit * r.seconds for r in inner) / row.seconds

@@ -29,6 +29,7 @@ class Plan:
     swapped: bool = False
     lhs_spread: Spread | None = None
     rhs_spread: Spread | None = None
+    whole: bool = False  # every sum is complete, once, when it is stored: what an epilogue needs
     mr: int = 1
     widths: tuple[int, ...] = (1,)  # of the tile's columns, each one vector
     starts: tuple[int, ...] = (0,)  # where they start, counted along n

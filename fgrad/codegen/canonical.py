@@ -168,6 +168,9 @@ class _ProgramText:
         elif isinstance(s, ContractStep):
             work = "" if s.workspace is None else self.name(s.workspace)
             self.lines.append(f"contract {names((s.out, s.lhs, s.rhs))} {work} {s.spec!r}")
+            if s.epilogue is not None:
+                key = s.epilogue.key(kernel_text(s.epilogue.kernel))
+                self.lines.append(f"then {names(s.epilogue.args)} {key}")
         elif isinstance(s, CopyStep):
             self.lines.append(f"copy {names((s.dst, s.src))}")
         elif isinstance(s, HostStep):

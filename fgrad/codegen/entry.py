@@ -25,6 +25,7 @@ from llvmlite import ir
 from fgrad.codegen import gemm, team
 from fgrad.codegen.canonical import kernel_text
 from fgrad.codegen.clock import StepClock
+from fgrad.codegen.epilogue import attach_epilogues
 from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
 from fgrad.codegen.parallel import MOST_PIECES, ContractPieces, Pieces, pieces_of, split_work, worth_threads
@@ -50,9 +51,12 @@ def plan_contractions(program: Program, target: TargetInfo) -> None:
     """Choose how each contraction is computed, what threads share, and the workspace needed. Before memory is planned."""
     for step in walk(program.body):
         if isinstance(step, ContractStep) and "plan" not in step.meta:
-            chosen = step.meta["plan"] = plan_contraction(step.spec, target)
-            if chosen.workspace_bytes and step.workspace is None:
-                step.workspace = Buf(f"work_{step.out.name}", (chosen.workspace_bytes,), _BYTE)
+            step.meta["plan"] = plan_contraction(step.spec, target)
+    attach_epilogues(program, target)
+    for step in walk(program.body):
+        if isinstance(step, ContractStep) and step.workspace is None:
+            size = step.meta["plan"].workspace_bytes
+            step.workspace = Buf(f"work_{step.out.name}", (size,), _BYTE) if size else None
     split_work(program, target)
 
 
@@ -158,15 +162,16 @@ class _Shared:
 
     def contraction(self, step: ContractStep, pieces: ContractPieces | None = None) -> ir.Function:
         spec, plan = (pieces.spec, pieces.plan) if pieces else (step.spec, step.meta["plan"])
-        key = repr(spec)
+        after = step.epilogue
+        key = repr(spec) + (after.key(kernel_text(after.kernel)) if after else "")
         fn = self.contractions.get(key)
         if fn is None:
             name = self.unique(f"contract.{step.out.name}")
-            fn = gemm.emit(self.module, spec, plan, name)
+            fn = gemm.emit(self.module, spec, plan, name, after)
             fn.linkage = "internal"
             fn.attributes.add("noinline")
             self.contractions[key] = fn
-            self.notes[name] = (str(plan),)
+            self.notes[name] = (str(plan), *(after.kernel.notes if after else ()))
         return fn
 
     def task(
@@ -258,9 +263,8 @@ class _SegmentEmitter:
                 self.share_contraction(step, pieces)
                 return
             work = POINTER(None) if step.workspace is None else self.address(step.workspace)
-            self.call(
-                self.shared.contraction(step), [*map(self.address, (step.out, step.lhs, step.rhs)), work]
-            )
+            out, lhs, rhs, *extra = self.contract_pointers(step)
+            self.call(self.shared.contraction(step), [out, lhs, rhs, work, *extra])
         elif isinstance(step, CopyStep):
             self.copy(step)
         elif isinstance(step, SwitchStep):
@@ -307,19 +311,29 @@ class _SegmentEmitter:
             self.builder.store(pointer, self.builder.gep(frame, [I64(n)], source_etype=POINTER))
         self.builder.call(team.run, [self.fn.args[1], task, frame, I64(count)])
 
+    def contract_pointers(self, step: ContractStep) -> list[ir.Value]:
+        """out (null if it is not written), lhs, rhs, and the epilogue's extra arguments."""
+        out = self.address(step.out) if step.keeps_product else POINTER(None)
+        after = step.epilogue
+        extra = [self.address(after.args[i]) for i in after.extra] if after else []
+        return [out, self.address(step.lhs), self.address(step.rhs), *extra]
+
     def share_contraction(self, step: ContractStep, pieces: ContractPieces) -> None:
         fn = self.shared.contraction(step, pieces)
-        bufs = [step.out, step.lhs, step.rhs, *([step.workspace] if step.workspace else [])]
+        pointers = self.contract_pointers(step)
+        if step.workspace:
+            pointers.append(self.address(step.workspace))
 
         def arguments(
             b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, worker: ir.Value
         ) -> list[ir.Value]:
             moves = [b.mul(piece, I64(m)) for m in pieces.moves] + [b.mul(worker, I64(pieces.workspace))]
             moved = [b.gep(p, [m], source_etype=I8) for p, m in zip(pointers, moves)]
-            return moved if step.workspace else [*moved, POINTER(None)]
+            work = moved.pop() if step.workspace else POINTER(None)
+            return [*moved[:3], work, *moved[3:]]
 
         key = fn.name, pieces.moves, pieces.workspace
-        self.share(self.shared.task(key, fn, len(bufs), arguments), [*map(self.address, bufs)], pieces.count)
+        self.share(self.shared.task(key, fn, len(pointers), arguments), pointers, pieces.count)
 
     def copy(self, step: CopyStep) -> None:
         if step.dst.nbytes != step.src.nbytes:

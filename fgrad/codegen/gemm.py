@@ -18,41 +18,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
+from typing import NamedTuple
 
 from llvmlite import ir
 
 from fgrad.codegen.blocking import Plan, require_tile_offsets, tile_offsets
 from fgrad.codegen.contraction import Contraction
+from fgrad.codegen.epilogue import Epilogue, Sink
 from fgrad.codegen.irtools import Emitter, Index, memory_type, opaque
 from fgrad.codegen.microkernel import emit_inner_product, emit_outer_product
 from fgrad.codegen.packing import emit_pack, emit_spread, flat_offset, inner_room, levels_of, merge_levels
 
 
-def emit(module: ir.Module, spec: Contraction, plan: Plan, name: str) -> ir.Function:
+def emit(
+    module: ir.Module, spec: Contraction, plan: Plan, name: str, epilogue: Epilogue | None = None
+) -> ir.Function:
     """Write ``void name(i8* out, i8* lhs, i8* rhs, i8* workspace)`` for ``spec`` as planned.
 
     The three arrays must not overlap ``out`` or the workspace, which has ``plan.workspace_bytes`` bytes and may be null
     if that is zero. The caller may change the linkage of the function that is returned.
+
+    An ``epilogue`` adds a pointer for each of its extra arguments, which may overlap each other element by element (an update in
+    place); ``out`` is written only if it keeps the product. The plan must then be one for complete sums (``whole``).
     """
     pointer = ir.IntType(8).as_pointer()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * 4), name)
+    extra = len(epilogue.extra) if epilogue else 0
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * (4 + extra)), name)
     for argument, label in zip(function.args, ("out", "lhs", "rhs", "workspace")):
         argument.name = label
         argument.add_attribute("noalias")
     function.attributes.add("nounwind")
     entry = function.append_basic_block("entry")
     builder = ir.IRBuilder(entry)
-    _Writer(Emitter(builder, plan.target), plan).write(*(opaque(builder, a) for a in function.args))
+    pointers = [opaque(builder, a) for a in function.args]
+    e = Emitter(builder, plan.target)
+    sink = Sink(e, epilogue, pointers[4:], plan.spec.m, plan.spec.n, plan.out.strides) if epilogue else None
+    _Writer(e, plan, sink).write(*pointers[:4])
     builder.ret_void()
     return function
+
+
+class Place(NamedTuple):
+    """Where a value goes: its offset in the output, its row, and its (first) column."""
+
+    offset: Index
+    m: Index
+    n: Index
 
 
 class _Writer:
     """The state shared by the loops of one contraction."""
 
-    def __init__(self, e: Emitter, plan: Plan) -> None:
-        self.e, self.p, self.acc = e, plan, plan.acc
+    def __init__(self, e: Emitter, plan: Plan, sink: Sink | None = None) -> None:
+        self.e, self.p, self.acc, self.sink = e, plan, plan.acc, sink
         spec = plan.spec
         self.m = math.prod(d.extent for d in spec.m)
         self.n = math.prod(d.extent for d in spec.n)
@@ -84,7 +104,8 @@ class _Writer:
                 emit_spread(e, spread, pointer, areas[f"{name}_spread"])
                 pointer = areas[f"{name}_spread"]
             sides.append(pointer if spread and spread.per_batch else e.at(pointer, view.base, view.dtype))
-        self.batch(levels_of(p.spec.batch, p.out.strides, p.lhs.strides, p.rhs.strides), out, *sides)
+        extra = self.sink.strides() if self.sink else []
+        self.batch(levels_of(p.spec.batch, p.out.strides, p.lhs.strides, p.rhs.strides, *extra), out, *sides)
 
     def area(self, workspace, offset: int):
         return (
@@ -117,18 +138,19 @@ class _Writer:
                     sides[i] = e.at(self.areas[f"{name}_spread"], view.base, view.dtype)
             {"loops": self.loops, "outer": self.columns, "inner": self.inner_tiles}[p.path](out, *sides)
             return
-        extent, out_step, lhs_step, rhs_step = levels[0]
+        extent, out_step, lhs_step, rhs_step, *extra = levels[0]
         kinds = [
             spread.source_dtype if spread and spread.per_batch else view.dtype for _, view, spread in spreads
         ]
 
         def body(i) -> None:
-            self.batch(
-                levels[1:],
+            here = (
                 e.at(out, e.mul(i, out_step), p.out.dtype),
                 e.at(lhs, e.mul(i, lhs_step), kinds[0]),
                 e.at(rhs, e.mul(i, rhs_step), kinds[1]),
             )
+            with self.sink.moved([e.mul(i, step) for step in extra]) if self.sink else nullcontext():
+                self.batch(levels[1:], *here)
 
         e.loop(extent, body)
 
@@ -284,10 +306,11 @@ class _Writer:
             fast = e.both(fast, e.compare("<=", e.add(m0, p.mr), self.m))
 
         def straight() -> None:
-            corner = e.at(out, self.corner(m0, n0), p.out.dtype)
-            for row, row_place in zip(sums, rows or ()):
-                for value, column_place, width in zip(row, columns, p.widths):
-                    self.put(value, e.at(corner, row_place + column_place, p.out.dtype), first, width)
+            corner = self.corner(m0, n0)
+            for i, (row, row_place) in enumerate(zip(sums, rows or ())):
+                for value, column_place, start, width in zip(row, columns, p.starts, p.widths):
+                    place = Place(e.add(corner, row_place + column_place), e.add(m0, i), e.add(n0, start))
+                    self.put(value, out, place, first, width)
 
         def through_stack() -> None:
             for i, row in enumerate(sums):
@@ -321,28 +344,45 @@ class _Writer:
         e = self.e
         return e.add(flat_offset(e, m0, self.out_rows), flat_offset(e, n0, self.out_columns))
 
-    def put(self, value, pointer, first, width: int = 0) -> None:
+    def put(self, value, out, place: Place, first, width: int = 0) -> None:
         """Store a scalar, or the first ``width`` sums of a vector; added to what is there unless this is the first
         piece of k."""
         e, p = self.e, self.p
         lanes = value.type.count if width else 0
         if width and width < lanes and e.can_mask(p.out.dtype, lanes, store=True) and p.out.dtype == self.acc:
-            self.put_some(value, pointer, e.first_lanes(width, lanes), first)
+            self.put_some(value, out, place, e.first_lanes(width, lanes), first)
             return
         if width:
             value = e.first_of(value, width)
+        self.finish(value, place)
+        if not self.keep:
+            return
+        pointer = e.at(out, place.offset, p.out.dtype)
         if first is not True:
             old = e.load(pointer, p.out.dtype, self.acc, width)
             value = e.builder.select(first, value, e.builder.fadd(value, old))
         e.store(value, pointer, p.out.dtype, self.acc)
 
-    def put_some(self, value, pointer, mask, first) -> None:
+    def put_some(self, value, out, place: Place, mask, first) -> None:
         """``put`` for the lanes of a mask, where sums and output are of one type."""
         e = self.e
+        self.finish(value, place, mask)
+        if not self.keep:
+            return
+        pointer = e.at(out, place.offset, self.acc)
         if first is not True:
             old = e.load_some(pointer, mask, self.acc)
             value = e.builder.select(first, value, e.builder.fadd(value, old))
         e.store_some(value, pointer, mask, self.acc)
+
+    def finish(self, value, place: Place, mask=None) -> None:
+        """Hand complete sums to the epilogue, if there is one."""
+        if self.sink is not None:
+            self.sink.store(value, place.offset, place.m, place.n, mask)
+
+    @property
+    def keep(self) -> bool:
+        return self.sink is None or self.sink.epilogue.keep
 
     def copy_out(self, out, m0: Index, n0: Index, first) -> None:
         """Copy the valid part of the stack tile, in runs of columns that are neighbours in the output."""
@@ -367,21 +407,24 @@ class _Writer:
             start = flat_offset(e, e.add(n0, j), self.out_columns)
 
             def row(i) -> None:
-                goal = e.at(out, e.add(start, row_place(i)), p.out.dtype)
+                goal = e.add(start, row_place(i))
                 source = e.at(self.tile, e.add(e.mul(i, p.nr), j), acc)
+
+                def place(c) -> Place:
+                    return Place(e.add(goal, e.mul(c, step)), e.add(m0, i), e.add(e.add(n0, j), c))
 
                 def one(c) -> None:
                     value = e.load(e.at(source, c, acc), acc, acc)
-                    self.put(value, e.at(goal, e.mul(c, step), p.out.dtype), first)
+                    self.put(value, out, place(c), first)
 
                 def vector(c) -> None:
                     value = e.load(e.at(source, c, acc), acc, acc, lanes)
-                    self.put(value, e.at(goal, c, p.out.dtype), first, lanes)
+                    self.put(value, out, place(c), first, lanes)
 
                 def masked(c) -> None:
                     mask = e.first_lanes(e.sub(length, c), lanes)
                     value = e.load_some(e.at(source, c, acc), mask, acc)
-                    self.put_some(value, e.at(goal, c, acc), mask, first)
+                    self.put_some(value, out, place(c), mask, first)
 
                 if step == 1 and p.out.dtype == acc and e.can_mask(acc, lanes, store=True):
                     e.loop(length, masked, step=lanes)
@@ -420,11 +463,11 @@ class _Writer:
                 lhs_tile = e.at(lhs, flat_offset(e, m0, m_levels), acc)
                 rhs_tile = e.at(rhs, flat_offset(e, n0, n_levels), acc)
                 sums = emit_inner_product(e, lhs_tile, rhs_tile, levels, rows, columns, p.lanes, acc)
-                offset = e.add(flat_offset(e, m0, m_levels, 2), flat_offset(e, n0, n_levels, 2))
-                corner = e.at(out, offset, p.out.dtype)
-                for row, row_offset in zip(sums, out_rows):
-                    for value, column_offset in zip(row, out_columns):
-                        self.put(value, e.at(corner, row_offset + column_offset, p.out.dtype), first)
+                corner = e.add(flat_offset(e, m0, m_levels, 2), flat_offset(e, n0, n_levels, 2))
+                for x, (row, row_offset) in enumerate(zip(sums, out_rows)):
+                    for y, (value, column_offset) in enumerate(zip(row, out_columns)):
+                        place = Place(e.add(corner, row_offset + column_offset), e.add(m0, x), e.add(n0, y))
+                        self.put(value, out, place, first)
 
             e.loop(self.m, lambda i: e.loop(self.n, lambda j: tile(i, j), step=nr), step=mr)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from fgrad.codegen.blocking import Plan
 from fgrad.codegen.contraction import Contraction, Dim, Operand
+from fgrad.codegen.epilogue import Epilogue, plan_with
 from fgrad.codegen.irtools import is_floating
 from fgrad.codegen.loops import (
     Acc,
@@ -78,12 +79,13 @@ class Pieces:
 
 @dataclass(frozen=True)
 class ContractPieces:
-    """Every piece computes `spec` by `plan`; from one to the next, out, lhs and rhs move by so many bytes."""
+    """Every piece computes `spec` by `plan`; from one to the next, out, lhs, rhs and the epilogue's extra arguments
+    move by so many bytes."""
 
     count: int
     spec: Contraction
     plan: Plan
-    moves: tuple[int, int, int]
+    moves: tuple[int, ...]
     workspace: int  # bytes for each worker
 
     @property
@@ -264,7 +266,7 @@ def _split_contraction(step: ContractStep, target: TargetInfo) -> list[Step]:
     spec, whole = step.spec, step.meta["plan"]
     if whole.cycles < STEP_CYCLES or whole.path in ("nothing", "zero") or "pieces" in step.meta:
         return [step]
-    chosen = _choose(spec, whole, target)
+    chosen = _choose(spec, whole, target, step.epilogue)
     if chosen is None:
         return [step]
     dim, pieces = chosen
@@ -279,10 +281,12 @@ def _split_contraction(step: ContractStep, target: TargetInfo) -> list[Step]:
     return [step, KernelStep(_sum_of_parts(out, pieces.count), (out, parts), step.eqns)]
 
 
-def _choose(spec: Contraction, whole: Plan, target: TargetInfo) -> tuple[Dim, ContractPieces] | None:
+def _choose(
+    spec: Contraction, whole: Plan, target: TargetInfo, epilogue: Epilogue | None
+) -> tuple[Dim, ContractPieces] | None:
     best: tuple[float, Dim, ContractPieces] | None = None
     for dims, is_k in ((spec.batch, False), (spec.n, False), (spec.m, False), (spec.k, True)):
-        if is_k and (not is_floating(spec.out.dtype) or spec.out.dtype != whole.acc):
+        if is_k and (epilogue or not is_floating(spec.out.dtype) or spec.out.dtype != whole.acc):
             continue
         if is_k and best is not None and best[0] < 1.05 * whole.cycles:
             break
@@ -293,7 +297,9 @@ def _choose(spec: Contraction, whole: Plan, target: TargetInfo) -> tuple[Dim, Co
         counts = [p for p in range(2, most + 1) if dim.extent % p == 0]
         if not counts:
             continue
-        pieces = _contract_pieces(spec, dim, counts[-1], is_k, target)
+        pieces = _contract_pieces(spec, dim, counts[-1], is_k, target, epilogue)
+        if pieces is None:
+            continue
         cost = pieces.cycles
         if is_k:
             cost += 2.0 * pieces.count * math.prod(d.extent for d in spec.batch + spec.m + spec.n)
@@ -314,8 +320,8 @@ def _shifts(operand: Operand, dim: Dim, spec: Contraction) -> bool:
 
 
 def _contract_pieces(
-    spec: Contraction, dim: Dim, count: int, is_k: bool, target: TargetInfo
-) -> ContractPieces:
+    spec: Contraction, dim: Dim, count: int, is_k: bool, target: TargetInfo, epilogue: Epilogue | None = None
+) -> ContractPieces | None:
     part = dim.extent // count
 
     def shorter(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -332,9 +338,12 @@ def _contract_pieces(
     out = move(spec.out)
     if is_k:
         out = math.prod(d.extent for d in spec.batch + spec.m + spec.n) * spec.out.dtype.itemsize
-    chosen = plan(smaller, target)
+    chosen = plan_with(smaller, epilogue, target) if epilogue else plan(smaller, target)
+    if chosen is None:
+        return None
     workspace = -(-chosen.workspace_bytes // 64) * 64
-    return ContractPieces(count, smaller, chosen, (out, move(spec.lhs), move(spec.rhs)), workspace)
+    extra = [move(epilogue.operands[i]) for i in epilogue.extra] if epilogue else []
+    return ContractPieces(count, smaller, chosen, (out, move(spec.lhs), move(spec.rhs), *extra), workspace)
 
 
 def _sum_of_parts(out: Buf, count: int) -> Kernel:

@@ -48,8 +48,9 @@ def finish(cost: float, chosen: Plan, fields: dict[str, Any]) -> Plan:
     return with_workspace(replace(chosen, **fields, cycles=cost))
 
 
-def candidates(spec: Contraction, target: TargetInfo) -> Iterator[Candidate]:
-    """Every plan that computes ``spec``; ``plan`` takes the cheapest."""
+def candidates(spec: Contraction, target: TargetInfo, whole: bool = False) -> Iterator[Candidate]:
+    """Every plan that computes ``spec``; ``plan`` takes the cheapest. ``whole``: only those that have each sum complete in a
+    register once, as an epilogue needs it."""
     acc = accumulator(spec)
     extents = spec.extents
     empty = View(acc, 0, {})
@@ -66,7 +67,7 @@ def candidates(spec: Contraction, target: TargetInfo) -> Iterator[Candidate]:
     for variant in specs:
         lhs, lhs_spread = _regular(variant.lhs, variant, acc)
         rhs, rhs_spread = _regular(variant.rhs, variant, acc)
-        base = Plan(variant, target, "loops", acc, lhs, rhs, out, False, lhs_spread, rhs_spread)
+        base = Plan(variant, target, "loops", acc, lhs, rhs, out, False, lhs_spread, rhs_spread, whole=whole)
         if not is_floating(acc):
             yield spec.flops * 1.0, base, {}
             return
@@ -195,7 +196,7 @@ def _outer(p: Plan) -> Iterator[Candidate]:
     lhs_stride = lhs_rows[-1][1] * size if lhs_rows else 0
     row_plans = []
     for mr in range(1, min(m, 30) + 1):
-        goal = max(256, target.l1 // 2 // (size * mr)) if p.out.dtype == p.acc else k
+        goal = max(256, target.l1 // 2 // (size * mr)) if p.out.dtype == p.acc and not p.whole else k
         split, chunk = choose_chunk(depth, goal)
         kc = chunk * math.prod(level[0] for level in depth[split + 1 :])
         alike = p.lhs.dtype == p.acc and tile_offsets(lhs_rows, mr) is not None
@@ -213,9 +214,10 @@ def _outer(p: Plan) -> Iterator[Candidate]:
             if mr * columns + columns + 1 > target.registers:
                 break
             single, ragged_m = kc == k, m % mr != 0
-            m_overlap = ragged_m and single and len(lhs_rows) < 2 and len(out_rows) < 2
+            once = single and not p.whole  # an epilogue may update in place, so nothing is computed twice
+            m_overlap = ragged_m and once and len(lhs_rows) < 2 and len(out_rows) < 2
             lhs_direct = alike and (not ragged_m or m_overlap)
-            n_overlap = flat_rhs and ragged_n and single and len(out_columns) < 2
+            n_overlap = flat_rhs and ragged_n and once and len(out_columns) < 2
             tiles_m, tiles_n = -(-m // mr), -(-n // nr)
             slow = crossing if out_alike else 1.0
             store = mr * columns * (1.5 + slow * (5 if unit else lanes * 1.2))
@@ -284,7 +286,7 @@ def _inner(p: Plan) -> Iterator[Candidate]:
     n_levels = levels_of(spec.n, p.rhs.strides, p.out.strides)
     working_set = (_footprint(spec.lhs, spec) + _footprint(spec.rhs, spec)) * size
     goal = k
-    if p.out.dtype == p.acc and working_set > target.l2:
+    if p.out.dtype == p.acc and working_set > target.l2 and not p.whole:
         goal = max(256, k * (target.l2 // 2) // working_set)
     split, chunk = choose_chunk(depth, goal)
     if len(depth) == 1:
@@ -301,13 +303,13 @@ def _inner(p: Plan) -> Iterator[Candidate]:
         speed = 1.0 if lanes == full else 0.7
         for mr in heights:
             m_overlap = m % mr != 0
-            if m_overlap and (not single or len(m_levels) > 1):
+            if m_overlap and (not single or p.whole or len(m_levels) > 1):
                 continue
             for nr in breadths:
                 if mr * nr + mr + 1 > target.registers:
                     break
                 n_overlap = n % nr != 0
-                if n_overlap and (not single or len(n_levels) > 1):
+                if n_overlap and (not single or p.whole or len(n_levels) > 1):
                     continue
                 # Loads of both operands are rarely aligned, so each counts as one and a half.
                 per_step = max(mr * nr, 1.5 * (mr + nr), 8) * speed + 0.5

@@ -78,7 +78,8 @@ class KernelStep(Step):
 
 @dataclass(eq=False)
 class ContractStep(Step):
-    """`out = lhs . rhs` as a `codegen.contraction.Contraction`."""
+    """`out = lhs . rhs` as a `codegen.contraction.Contraction`; an `epilogue` (`codegen.epilogue`) takes the product on, which is then
+    written to `out` only if others read it."""
 
     spec: Any
     out: Buf
@@ -87,14 +88,25 @@ class ContractStep(Step):
     workspace: Buf | None = None
     eqns: tuple[Eqn, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    epilogue: Any = None
 
     @property
     def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
-        return (self.lhs, self.rhs)
+        return (self.lhs, self.rhs, *(self.epilogue.reads if self.epilogue else ()))
 
     @property
     def writes(self) -> tuple[Buf, ...]:  # type: ignore[override]
-        return (self.out,) if self.workspace is None else (self.out, self.workspace)
+        result = (self.out,) if self.keeps_product else ()
+        result += self.epilogue.writes if self.epilogue else ()
+        return result if self.workspace is None else (*result, self.workspace)
+
+    @property
+    def keeps_product(self) -> bool:
+        return self.epilogue is None or self.epilogue.keep
+
+    @property
+    def in_place(self) -> tuple[tuple[Buf, Buf], ...]:
+        return self.epilogue.in_place if self.epilogue else ()
 
 
 @dataclass(eq=False)

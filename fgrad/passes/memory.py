@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from fgrad.codegen.program import (
     Block,
     Buf,
+    ContractStep,
     CopyStep,
     ForStep,
     KernelStep,
@@ -167,7 +168,7 @@ def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetim
         if root.kind == "temp"
     }
     for t, step in enumerate(live.steps):
-        if not isinstance(step, KernelStep):
+        if not isinstance(step, (KernelStep, ContractStep)):
             continue
         for written, read in step.in_place:
             if written.root not in group or read.root not in group or not _may_share(step, written, read):
@@ -190,13 +191,14 @@ def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetim
     ]
 
 
-def _may_share(step: KernelStep, written: Buf, read: Buf) -> bool:
+def _may_share(step: KernelStep | ContractStep, written: Buf, read: Buf) -> bool:
     """Whole buffers of the same number of equally wide elements, each bound to one parameter of the kernel."""
+    args = step.args if isinstance(step, KernelStep) else (*step.reads, *step.writes)
     return (
         written.nbytes == written.root.nbytes == read.nbytes == read.root.nbytes
         and written.dtype.itemsize == read.dtype.itemsize
-        and sum(a.root is written.root for a in step.args) == 1
-        and sum(a.root is read.root for a in step.args) == 1
+        and sum(a.root is written.root for a in args) == 1
+        and sum(a.root is read.root for a in args) == 1
     )
 
 
@@ -231,6 +233,6 @@ def _written_late_enough(live: Liveness, source: Buf, target: Buf) -> bool:
     step = live.steps[first.start]
     if isinstance(step, CopyStep):
         return step.dst is target and step.src is source
-    if isinstance(step, KernelStep):
+    if isinstance(step, (KernelStep, ContractStep)):
         return (target, source) in step.in_place and _may_share(step, target, source)
     return False

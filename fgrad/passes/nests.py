@@ -237,7 +237,8 @@ def _count(body: Sequence[Stmt], times: int, memo: dict[int, int]) -> int:
 def finish_kernel(shared: Any, name: str, body: list[Stmt], eqns: Sequence[Eqn]) -> tuple[Kernel, list[Buf]]:
     """A kernel over its own buffers, and the program buffers to bind to them: those written first."""
     b: Builder = shared.builder
-    body = unroll_small(b, collapse(b, body))
+    plain = collapse(b, body)
+    body = unroll_small(b, plain)
     if not all(isinstance(s, Loop) and s.kind == "vector" for s in body):
         body = split_short(b, body)
     body = block_sums(b, body)
@@ -262,7 +263,12 @@ def finish_kernel(shared: Any, name: str, body: list[Stmt], eqns: Sequence[Eqn])
         own[buffer] = Buffer(label, buffer.dtype, buffer.size, role)
     rewriter = Rewriter(b, on_load=lambda buffer, *rest: b.load(own[buffer], *rest))
     body = [rewriter.stmt(s, own.__getitem__) for s in body]
+    meta = {
+        "nest": [rewriter.stmt(s, own.__getitem__) for s in plain]
+    }  # with no loop cut: what epilogues are made of
     notes = tuple(eqn_text(e, shared.namer) for e in dict.fromkeys(eqns))
     size = sum(x.size * x.dtype.itemsize * (2 if x.role == "inout" else 1) for x in own.values())
-    kernel = Kernel(shared.kernel_name(name), tuple(own.values()), body, notes, _count(body, 1, {}), size)
+    kernel = Kernel(
+        shared.kernel_name(name), tuple(own.values()), body, notes, _count(body, 1, {}), size, meta
+    )
     return kernel, [shared.bufs[x] for x in own]

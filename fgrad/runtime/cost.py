@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fgrad.codegen.contraction import Contraction, Operand
@@ -294,7 +294,11 @@ def step_work(step: Step) -> Work:
             for buf, operand in ((step.lhs, spec.lhs), (step.rhs, spec.rhs))
         )
         others = _bytes(b for b in step.reads if b is not step.lhs and b is not step.rhs)
-        return Work(contraction=contraction_flops(spec), read=touched + others, written=written)
+        work = Work(contraction=contraction_flops(spec), read=touched + others, written=written)
+        if step.epilogue is None:
+            return work
+        after = kernel_work(step.epilogue.kernel)
+        return work + replace(after, read=0, written=0)
     return Work(read=read, written=written)
 
 

@@ -76,13 +76,18 @@ class Interpreter:
         for step in block.steps:
             self._step(step)
 
+    def _kernel(self, kernel: Kernel, args: Sequence[Buf]) -> None:
+        if kernel not in self.compiled:
+            self.compiled[kernel] = compile_python(kernel)
+        self.compiled[kernel](*(self.array(a).reshape(-1) for a in args))
+
     def _step(self, step: Step) -> None:
         if isinstance(step, KernelStep):
-            if step.kernel not in self.compiled:
-                self.compiled[step.kernel] = compile_python(step.kernel)
-            self.compiled[step.kernel](*(self.array(a).reshape(-1) for a in step.args))
+            self._kernel(step.kernel, step.args)
         elif isinstance(step, ContractStep):
             contract(step.spec, *(self.array(b).reshape(-1) for b in (step.out, step.lhs, step.rhs)))
+            if step.epilogue is not None:
+                self._kernel(step.epilogue.kernel, step.epilogue.args)
         elif isinstance(step, CopyStep):
             self.array(step.dst).reshape(-1)[:] = self.array(step.src).reshape(-1)
         elif isinstance(step, HostStep):

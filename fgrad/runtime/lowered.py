@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -169,7 +170,11 @@ def _describe(step: Step) -> str:
     where = "\n".join(f"# {e.prim.name}  {e.source.short if e.source else ''}" for e in step.eqns)
     head = f"{where}\n" if where else ""
     if isinstance(step, ContractStep):
-        return f"{head}contract {_buf(step.out)} = {_buf(step.lhs)} . {_buf(step.rhs)}\n  {step.meta.get('plan', '')}"
+        text = f"{head}contract {_buf(step.out)} = {_buf(step.lhs)} . {_buf(step.rhs)}\n  {step.meta.get('plan', '')}"
+        if step.epilogue is None:
+            return text
+        kept = "" if step.epilogue.keep else f", {step.out.name} never leaving registers"
+        return f"{text}\n  with the epilogue{kept}:\n{textwrap.indent(python_source(step.epilogue.kernel), '    ')}"
     if isinstance(step, CopyStep):
         return f"copy {_buf(step.dst)} = {_buf(step.src)}"
     if isinstance(step, HostStep):

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fgrad.codegen import scalar
+from fgrad import dtypes
+from fgrad.codegen import lanes, scalar
 from fgrad.codegen.loops import (
     Acc,
     Affine,
@@ -50,8 +51,10 @@ from fgrad.codegen.loops import (
     expressions,
     statements,
 )
-from fgrad.codegen.nestinfo import changed_by, nodes, takes_vectors, weight
+from fgrad.codegen.mathbase import intrinsic
+from fgrad.codegen.nestinfo import changed_by, nodes, weight
 from fgrad.codegen.target import TargetInfo, host
+from fgrad.codegen.vectors import VectorLoops
 
 I1, I8, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
 POINTER = ir.PointerType()
@@ -100,7 +103,7 @@ def emit_kernel(
     ).run()
 
 
-class _KernelEmitter:
+class _KernelEmitter(VectorLoops):
     def __init__(
         self,
         module: ir.Module,
@@ -123,6 +126,12 @@ class _KernelEmitter:
         self.known_needs: dict[int, frozenset[Any]] = {}
         self.accumulators: dict[Acc, ir.Value] = {}
         self.failures: list[tuple[Check, ir.Value]] = []
+        self.flags: dict[Check, ir.Value] = {}
+        self.masks = (
+            self.target.vector_bytes == 64 and self.target.masked_stores
+        )  # of any element, at full speed
+        self.totals: dict[Acc, ir.Value] = {}  # of a vector loop: partial results
+        self.folds: dict[Acc, str] = {}
         self.keep: list[Expr] = []  # ids are keys, so nothing may be freed meanwhile
 
     # -------------------------------------------------------------------------------------------- the function
@@ -200,18 +209,32 @@ class _KernelEmitter:
         assigned = changed_by(stmt)
         self.hoist(stmt, assigned)
         self.forget(assigned)
+        ranged = self.range is not None and self.range[0] is stmt
+        bounds = (self.range[1], self.range[2]) if self.range and ranged else None
+        plan = lanes.plan(stmt, self.target)
+        if plan is not None and not (ranged and any(isinstance(s, Update) for s in stmt.body)):
+            self.vector_loop(stmt, plan, bounds)
+        else:
+            self.scalar_iterations(stmt, *(bounds or (I64(0), I64(extent))), extent)
+
+    def scalar_iterations(self, stmt: Loop, start: ir.Value, stop: ir.Value, times: int) -> None:
+        """The iterations `start <= i < stop`, one after another, at least one. `times`: how many, 0 if not known here."""
+        if times == 1:
+            self.scopes.append({id(stmt.var): start})
+            self.block(stmt.body)
+            self.scopes.pop()
+            return
         b, name = self.builder, stmt.var.name
         before, head = b.block, b.append_basic_block(f"{name}.body")
         b.branch(head)
         b.position_at_end(head)
-        ranged = self.range is not None and self.range[0] is stmt
-        start, stop = self.range[1:] if self.range and ranged else (I64(0), I64(extent))
         index = b.phi(I64, name=name)
         index.add_incoming(start, before)
         here = index
-        if ranged and any(isinstance(s, Loop) for s in stmt.body):
+        if not isinstance(stop, ir.Constant) and any(isinstance(s, Loop) for s in stmt.body):
             # No change, but LLVM learns the range. Without, it cannot tell some stores apart and gives up vectors.
-            here = b.select(b.icmp_unsigned("<", index, I64(extent - 1)), index, I64(extent - 1))
+            last = I64(stmt.var.extent - 1)
+            here = b.select(b.icmp_unsigned("<", index, last), index, last)
         self.scopes.append({id(stmt.var): here})
         self.block(stmt.body)
         self.scopes.pop()
@@ -219,35 +242,12 @@ class _KernelEmitter:
         index.add_incoming(following, b.block)
         done = b.append_basic_block(f"{name}.done")
         branch = b.cbranch(b.icmp_unsigned("==", following, stop), done, head)
-        self.annotate(branch, stmt)
+        if stmt.kind == "unroll":
+            self.loop_hints(branch, [["llvm.loop.mustprogress"], ["llvm.loop.unroll.enable"]])
         b.position_at_end(done)
 
-    def annotate(self, branch: Any, stmt: Loop) -> None:
-        """Ask for vectors, but no unrolling beyond what hides latency: it costs more to compile than it gains."""
-        hints: list[list[Any]] = []
-        # Where the outermost loop has no constant bounds, LLVM cannot keep a row and a column of one buffer apart.
-        steps: dict[Buffer, set[int]] = {}
-        for s in stmt.body:
-            if isinstance(s, Store) and isinstance(s.index, Affine):
-                step = sum(c for t, c in s.index.terms if t is stmt.var)
-                steps.setdefault(s.buffer, set()).add(step)
-        crossing = self.range is not None and any(len(found) > 1 for found in steps.values())
-        if stmt.kind == "vector" and stmt.var.extent >= 4 and takes_vectors(stmt) and not crossing:
-            hints = [["llvm.loop.vectorize.enable", I1(1)], ["llvm.loop.unroll.disable"]]
-            lanes, extent, size = self.target.lanes(4), stmt.var.extent, weight(stmt.body)
-            reduces = any(isinstance(s, Update) for s in stmt.body)
-            if self.target.vector_bytes > 16 and extent % lanes and extent < 4 * lanes:
-                hints.append(
-                    ["llvm.loop.vectorize.predicate.enable", I1(1)]
-                )  # a masked tail, not a scalar one
-            elif extent >= 4 * lanes and size <= (40 if reduces else 20):
-                count = 4 if reduces and size <= 16 else 2
-                hints.append(["llvm.loop.interleave.count", ir.IntType(32)(count)])
-        elif stmt.kind == "unroll":
-            hints = [["llvm.loop.unroll.enable"]]
-        if not hints:
-            return
-        operands = [self.module.add_metadata(h) for h in [["llvm.loop.mustprogress"], *hints]]
+    def loop_hints(self, branch: Any, hints: list[list[Any]]) -> None:
+        operands = [self.module.add_metadata(h) for h in hints]
         # A loop's name is a node that holds itself: made anew each time, or two loops would be one.
         node = ir.values.MDValue(self.module, operands, name=str(len(self.module.metadata)))
         node.operands = (node, *operands)
@@ -289,6 +289,8 @@ class _KernelEmitter:
                     self.value(e)
 
     def computable(self, e: Expr, available: set[int]) -> bool:
+        if self.lanes is not None:
+            available = available | {id(self.lanes.var)}
         return all(id(n) in available for n in self.needs(e) if isinstance(n, LoopVar)) and not any(
             isinstance(n, (Acc, Buffer)) for n in self.needs(e)
         )
@@ -309,29 +311,26 @@ class _KernelEmitter:
     def combine(self, op: str, old: ir.Value, value: ir.Value, dtype: np.dtype) -> ir.Value:
         """A reduction step: where several partial results may be kept, the flags say so."""
         b = self.builder
-        if isinstance(old.type, (ir.FloatType, ir.DoubleType)) and dtype.kind == "f" and dtype.itemsize >= 4:
+        if dtypes.is_float(dtype) and dtype.itemsize >= 4:
             if op == "add":
                 return b.fadd(old, value, flags=REDUCE_FLAGS)
             if op == "mul":
                 return b.fmul(old, value, flags=REDUCE_FLAGS)
             if op in ("maximum", "minimum"):
-                return self.intrinsic(f"llvm.{op}", old, value)
+                return intrinsic(b, op, old.type, [old, value], fastmath=("nsz",))
         return scalar.emit(b, op, [old, value], [dtype, dtype], dtype)
 
-    def intrinsic(self, name: str, *args: ir.Value) -> ir.Value:
-        kind = args[0].type
-        full = f"{name}.{kind.intrinsic_name}"
-        fn = self.module.globals.get(full)
-        if fn is None:
-            fn = ir.Function(self.module, ir.FunctionType(kind, [kind] * len(args)), full)
-        return self.builder.call(fn, args, fastmath=("nsz",))
-
     def check(self, stmt: Check) -> None:
-        b, ok = self.builder, self.value(stmt.ok)
-        flag = self.allocas.alloca(I8, name=f"failed.{stmt.code}")
-        self.allocas.store(I8(0), flag)
+        self.note_check(stmt, self.value(stmt.ok))
+
+    def note_check(self, stmt: Check, ok: ir.Value) -> None:
+        b = self.builder
+        flag = self.flags.get(stmt)
+        if flag is None:
+            flag = self.flags[stmt] = self.allocas.alloca(I8, name=f"failed.{stmt.code}")
+            self.allocas.store(I8(0), flag)
+            self.failures.append((stmt, flag))
         b.store(b.or_(b.load(flag, typ=I8), b.zext(b.not_(ok), I8)), flag)
-        self.failures.append((stmt, flag))
 
     # -------------------------------------------------------------------------------------------- expressions
 
@@ -344,7 +343,7 @@ class _KernelEmitter:
             if self.find(e) is not None:
                 pending.pop()
                 continue
-            missing = [c for c in children(e) if self.find(c) is None]
+            missing = [c for c in self.operands(e) if self.find(c) is None]
             if missing:
                 pending.extend(missing)
                 continue
@@ -364,6 +363,8 @@ class _KernelEmitter:
         return None
 
     def compute(self, e: Expr) -> ir.Value:
+        if self.by_lane(e):
+            return self.compute_lanes(e)
         b = self.builder
         if isinstance(e, Const):
             return scalar.constant(e.value, e.dtype)
@@ -385,10 +386,9 @@ class _KernelEmitter:
 
     def affine(self, e: Affine) -> ir.Value:
         """The sum with what changes in the outer loops first, so that LLVM can move partial sums out of the inner ones."""
-        depth = {key: n for n, scope in enumerate(self.scopes) for key in scope}
         b = self.builder
         total: ir.Value | None = I64(e.const) if e.const or not e.terms else None
-        for term, coef in sorted(e.terms, key=lambda t: depth.get(id(t[0]), 0)):
+        for term, coef in sorted(e.terms, key=lambda t: self.depth(t[0])):
             part = self.find(term)
             assert part is not None
             if coef != 1:
@@ -396,6 +396,9 @@ class _KernelEmitter:
             total = part if total is None else b.add(total, part, flags=("nsw",))
         assert total is not None
         return total
+
+    def depth(self, e: Expr) -> int:
+        return next((n for n, scope in enumerate(self.scopes) if id(e) in scope), 0)
 
     def address(self, buffer: Buffer, index: ir.Value) -> ir.Value:
         element = ir.IntType(8 * buffer.dtype.itemsize)

@@ -75,6 +75,7 @@ def intrinsic(
     result: ir.Type,
     args: Sequence[ir.Value],
     overloads: Sequence[ir.Type] | None = None,
+    fastmath: Sequence[str] = (),
 ) -> ir.Value:
     """Call the LLVM intrinsic ``llvm.<name>``, overloaded on `overloads` (default: the result type)."""
     full = ".".join(["llvm", name, *(_suffix(t) for t in (overloads if overloads is not None else [result]))])
@@ -82,7 +83,7 @@ def intrinsic(
     function = module.globals.get(full)
     if function is None:
         function = ir.Function(module, ir.FunctionType(result, [a.type for a in args]), full)
-    return builder.call(function, args)
+    return builder.call(function, args, fastmath=fastmath)
 
 
 class V:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fgrad import dtypes
 from fgrad.codegen.loops import (
-    Affine,
-    Check,
     Expr,
     Init,
     Loop,
@@ -66,20 +63,6 @@ def changed_by(loop: Loop) -> set[Any]:
         elif isinstance(stmt, (Init, Update)):
             found.add(stmt.acc)
     return found
-
-
-def takes_vectors(loop: Loop) -> bool:
-    """Whether LLVM surely makes vectors of the loop: asked to and not able to, it tells the user on the standard error stream.
-
-    Left to itself it still may. In doubt are the place of the largest element (argmax), bools joined beside numbers of another
-    width, checks of indices, and stores at computed places, two of which may be the same one.
-    """
-    for stmt in statements(loop.body):
-        if isinstance(stmt, Update) and (stmt.op == "set" or stmt.acc.dtype == dtypes.bool_):
-            return False
-        if isinstance(stmt, Check) or (isinstance(stmt, Store) and not isinstance(stmt.index, Affine)):
-            return False
-    return True
 
 
 def weight(body: Sequence[Stmt]) -> int:

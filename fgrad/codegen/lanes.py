@@ -125,8 +125,8 @@ def plan(loop: Loop, target: TargetInfo) -> Plan | None:
     loads = [e for e in below if isinstance(e, Load) and depends(e)]
     stores = [s for s in body if isinstance(s, Store)]
     families = _families(loads, stores, var, depends)
-    strides = {id(x): stride_of(x.index, var, depends) for x in (*loads, *stores)}
-    alone = [x for x in (*loads, *stores) if strides[id(x)] != 1 and id(x) not in families]
+    accesses: list[Load | Store] = [*loads, *stores]
+    alone = [x for x in accesses if stride_of(x.index, var, depends) != 1 and id(x) not in families]
     if len(alone) > MOST_GATHERS:
         return None
     width = target.lanes(_element_size(body, below, depends))
@@ -170,7 +170,7 @@ def _families(
             found.setdefault((isinstance(x, Load), stride, (x.buffer, terms)), []).append(x)
     families: dict[int, Family] = {}
     for (loaded, stride, _), members in found.items():
-        members.sort(key=lambda x: affine_terms(x.index)[0])  # type: ignore[attr-defined]
+        members.sort(key=lambda x: affine_terms(x.index)[0])
         while members:
             first = affine_terms(members[0].index)[0]
             family = Family(stride, first)

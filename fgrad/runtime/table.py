@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WIDTH = 150  # where the output is no terminal
+_WIDTH = 220  # where the output is no terminal
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from fgrad.api import (
     while_loop,
 )
 from fgrad.dtypes import bfloat16
+from fgrad.runtime.options import winograd
 from fgrad.runtime.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -92,6 +93,7 @@ __all__ = [
     "vjp",
     "vmap",
     "while_loop",
+    "winograd",
     "__version__",
     "bfloat16",
     "errors",

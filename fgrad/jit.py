@@ -27,6 +27,7 @@ from fgrad.runtime.compiled import Compiled, kind_key, kind_of
 from fgrad.runtime.executable import Executable, compile_program
 from fgrad.runtime.fastcall import MISS
 from fgrad.runtime.lowered import Lowered
+from fgrad.runtime.options import winograd_allowed
 from fgrad.trace import Tracer, bind, current_stack, in_whole
 
 F = Callable[..., Any]
@@ -36,12 +37,13 @@ _RECENT = 4  # written functions that a call tries before it looks for its progr
 
 def executable_of(graph: Graph) -> Executable:
     """The compiled program of a graph, kept with it."""
-    found = graph.meta.get("executable")
+    key = "executable", winograd_allowed()
+    found = graph.meta.get(key)
     if found is None:
         with _compiling:
-            found = graph.meta.get("executable")
+            found = graph.meta.get(key)
             if found is None:
-                found = graph.meta["executable"] = compile_program(compile_graph(graph))
+                found = graph.meta[key] = compile_program(compile_graph(graph))
     return found
 
 
@@ -62,12 +64,10 @@ class Jitted:
         self.static_argnums, self.static_argnames, self.donate = static_argnums, static_argnames, donate
         self._programs: dict[Any, Compiled] = {}
         self._locks: dict[Any, Any] = {}  # of programs that are being compiled
-        self._recent: tuple[
-            Callable[[Any, Any], Any], ...
-        ] = ()  # written functions, the last one that was missed first
-        self._recent_of: dict[
-            Any, tuple[Callable[[Any, Any], Any], ...]
-        ] = {}  # the same for each static value
+        # Written functions, the last one that was missed first: without and with Winograd's algorithm ...
+        self._recent: list[tuple[Callable[[Any, Any], Any], ...]] = [(), ()]
+        # ... and the same for each static value.
+        self._recent_of: dict[Any, tuple[Callable[[Any, Any], Any], ...]] = {}
         self._graphs: dict[Any, tuple[Graph, list[Array], Any]] = {}  # for calls under grad or vmap
         self._signature: inspect.Signature | None = None
         self._simple = not (static_argnums or static_argnames)
@@ -86,13 +86,13 @@ class Jitted:
         if current_stack():
             return self._in_trace(args, kwargs)
         if self._simple:
-            for call in self._recent:
+            for call in self._recent[winograd_allowed()]:
                 out = call(args, kwargs)
                 if out is not MISS:
                     return out
             return self._call(args, kwargs, (args, kwargs), None)
         dynamic, statics = self._divide(args, kwargs)
-        for call in self._recent_of.get(statics, ()):
+        for call in self._recent_of.get((statics, winograd_allowed()), ()):
             out = call(*dynamic)
             if out is not MISS:
                 return out
@@ -101,7 +101,8 @@ class Jitted:
     def _call(self, args: Any, kwargs: Any, dynamic: Any, statics: Any) -> Any:
         """Find the program for these arguments, or compile it, and run it in the general way."""
         leaves, structure = tree.flatten(dynamic)
-        key = (statics, structure, tuple([kind_key(x, self.call) for x in leaves]))
+        allowed = winograd_allowed()
+        key = (statics, structure, tuple([kind_key(x, self.call) for x in leaves]), allowed)
         found = self._programs.get(key)
         if found is None:
             # Threads that come with the same new kind of arguments wait for the first: it is compiled once.
@@ -113,12 +114,12 @@ class Jitted:
             self._locks.pop(key, None)
         fast = found.fast(dynamic[0], dynamic[1], leaves)
         if fast is not None:
-            old = self._recent if self._simple else self._recent_of.get(statics, ())
+            old = self._recent[allowed] if self._simple else self._recent_of.get((statics, allowed), ())
             recent = (fast, *(f for f in old if f is not fast))[:_RECENT]
             if self._simple:
-                self._recent = recent
+                self._recent[allowed] = recent
             else:
-                self._recent_of[statics] = recent
+                self._recent_of[statics, allowed] = recent
         return found(leaves)
 
     def _in_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -284,7 +285,7 @@ class Jitted:
         """Forget the programs compiled in this process (the disk cache stays)."""
         self._programs.clear()
         self._graphs.clear()
-        self._recent = ()
+        self._recent = [(), ()]
         self._recent_of.clear()
 
 

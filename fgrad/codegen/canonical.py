@@ -167,7 +167,8 @@ class _ProgramText:
             self.lines.append(f"run {k} {names(s.args)}")
         elif isinstance(s, ContractStep):
             work = "" if s.workspace is None else self.name(s.workspace)
-            self.lines.append(f"contract {names((s.out, s.lhs, s.rhs))} {work} {s.spec!r}")
+            how = s.meta["plan"].path if "plan" in s.meta else ""  # an option may have decided it
+            self.lines.append(f"contract {how} {names((s.out, s.lhs, s.rhs))} {work} {s.spec!r}")
             if s.epilogue is not None:
                 key = s.epilogue.key(kernel_text(s.epilogue.kernel))
                 self.lines.append(f"then {names(s.epilogue.args)} {key}")

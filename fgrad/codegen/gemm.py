@@ -30,10 +30,16 @@ from fgrad.codegen.epilogue import Epilogue, Sink
 from fgrad.codegen.irtools import Emitter, Index, memory_type, opaque
 from fgrad.codegen.microkernel import emit_inner_product, emit_outer_product
 from fgrad.codegen.packing import emit_pack, emit_spread, flat_offset, inner_room, levels_of, merge_levels
+from fgrad.codegen.winograd import WinogradPlan
+from fgrad.codegen.winograd_emit import emit_winograd
 
 
 def emit(
-    module: ir.Module, spec: Contraction, plan: Plan, name: str, epilogue: Epilogue | None = None
+    module: ir.Module,
+    spec: Contraction,
+    plan: Plan | WinogradPlan,
+    name: str,
+    epilogue: Epilogue | None = None,
 ) -> ir.Function:
     """Write ``void name(i8* out, i8* lhs, i8* rhs, i8* workspace)`` for ``spec`` as planned.
 
@@ -54,6 +60,10 @@ def emit(
     builder = ir.IRBuilder(entry)
     pointers = [opaque(builder, a) for a in function.args]
     e = Emitter(builder, plan.target)
+    if isinstance(plan, WinogradPlan):
+        emit_winograd(e, plan, *pointers)
+        builder.ret_void()
+        return function
     sink = Sink(e, epilogue, pointers[4:], plan.spec.m, plan.spec.n, plan.out.strides) if epilogue else None
     _Writer(e, plan, sink).write(*pointers[:4])
     builder.ret_void()

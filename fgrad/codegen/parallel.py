@@ -13,8 +13,9 @@ results have the same bits whatever the number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -54,6 +55,7 @@ from fgrad.codegen.program import (
     nested_blocks,
 )
 from fgrad.codegen.target import TargetInfo
+from fgrad.codegen.winograd import WinogradPlan, plan_winograd
 
 # All in the cost model's cycles (about 0.27 ns each on the machine that it was fitted to).
 STEP_CYCLES = 60_000  # a step below this is not worth handing out
@@ -63,7 +65,9 @@ REGION_CYCLES = (
 _PIECE_CYCLES = 50_000
 MOST_PIECES = 32
 _MOST_PARTIALS = 8
+_MOST_TRANSFORMS = 16  # pieces of a Winograd convolution, which need much memory each
 _COPY_CYCLES = 0.2  # a byte
+Planner: TypeAlias = Callable[[Contraction, TargetInfo], Plan | WinogradPlan | None]
 _OVERHEAD = 1.1  # pieces may cost this much more than the whole
 
 
@@ -84,7 +88,7 @@ class ContractPieces:
 
     count: int
     spec: Contraction
-    plan: Plan
+    plan: Plan | WinogradPlan
     moves: tuple[int, ...]
     workspace: int  # bytes for each worker
 
@@ -282,7 +286,7 @@ def _split_contraction(step: ContractStep, target: TargetInfo) -> list[Step]:
 
 
 def _choose(
-    spec: Contraction, whole: Plan, target: TargetInfo, epilogue: Epilogue | None
+    spec: Contraction, whole: Plan | WinogradPlan, target: TargetInfo, epilogue: Epilogue | None
 ) -> tuple[Dim, ContractPieces] | None:
     best: tuple[float, Dim, ContractPieces] | None = None
     for dims, is_k in ((spec.batch, False), (spec.n, False), (spec.m, False), (spec.k, True)):
@@ -297,7 +301,7 @@ def _choose(
         counts = [p for p in range(2, most + 1) if dim.extent % p == 0]
         if not counts:
             continue
-        pieces = _contract_pieces(spec, dim, counts[-1], is_k, target, epilogue)
+        pieces = _best_pieces(spec, whole, dim, counts, is_k, target, epilogue)
         if pieces is None:
             continue
         cost = pieces.cycles
@@ -319,8 +323,35 @@ def _shifts(operand: Operand, dim: Dim, spec: Contraction) -> bool:
     return all(axis.divisor == 1 and axis.size is None for axis in mentioned)
 
 
+def _best_pieces(
+    spec: Contraction,
+    whole: Plan | WinogradPlan,
+    dim: Dim,
+    counts: Sequence[int],
+    is_k: bool,
+    target: TargetInfo,
+    epilogue: Epilogue | None,
+) -> ContractPieces | None:
+    """As many pieces as possible; of a Winograd convolution as many as cost little, as each transforms its operands."""
+    if not isinstance(whole, WinogradPlan):
+        planner: Planner = plan
+        if epilogue is not None:
+            planner = lambda spec, target: plan_with(spec, epilogue, target)
+        return _contract_pieces(spec, dim, counts[-1], is_k, planner, target, epilogue)
+    found = [
+        _contract_pieces(spec, dim, n, is_k, plan_winograd, target) for n in counts if n <= _MOST_TRANSFORMS
+    ]
+    return min((p for p in found if p), key=lambda p: p.cycles * (1 + 0.2 / p.count), default=None)
+
+
 def _contract_pieces(
-    spec: Contraction, dim: Dim, count: int, is_k: bool, target: TargetInfo, epilogue: Epilogue | None = None
+    spec: Contraction,
+    dim: Dim,
+    count: int,
+    is_k: bool,
+    planner: Planner,
+    target: TargetInfo,
+    epilogue: Epilogue | None = None,
 ) -> ContractPieces | None:
     part = dim.extent // count
 
@@ -338,7 +369,7 @@ def _contract_pieces(
     out = move(spec.out)
     if is_k:
         out = math.prod(d.extent for d in spec.batch + spec.m + spec.n) * spec.out.dtype.itemsize
-    chosen = plan_with(smaller, epilogue, target) if epilogue else plan(smaller, target)
+    chosen = planner(smaller, target)
     if chosen is None:
         return None
     workspace = -(-chosen.workspace_bytes // 64) * 64

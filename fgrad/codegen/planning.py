@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from fgrad.codegen.contraction import Contraction, Operand
 from fgrad.codegen.irtools import is_floating
 from fgrad.codegen.packing import Spread, View, levels_of, spread_layout
 from fgrad.codegen.target import TargetInfo
+from fgrad.codegen.winograd import WinogradPlan, plan_winograd
 
 # A candidate: its cost in cycles and the fields of the plan that it sets.
 Candidate = tuple[float, Plan, dict[str, Any]]
+_WORTH_ROUNDING = 0.8  # Winograd's algorithm rounds more, so it must be faster by more than the model errs
 
 
 def accumulator(spec: Contraction) -> np.dtype:
@@ -37,9 +40,15 @@ def accumulator(spec: Contraction) -> np.dtype:
     return spec.out.dtype
 
 
-def plan(spec: Contraction, target: TargetInfo) -> Plan:
+@lru_cache(maxsize=1024)
+def plan(spec: Contraction, target: TargetInfo) -> Plan | WinogradPlan:
     """Choose how to compute ``spec`` on ``target``."""
+    fast = plan_winograd(spec, target) if target.winograd else None
+    if fast is not None and fast.cycles < _WORTH_ROUNDING * spec.flops / (2 * target.lanes(4)):
+        return fast  # no direct sum can be as fast, so there is no need to look at them
     cost, chosen, fields = min(candidates(spec, target), key=lambda candidate: candidate[0])
+    if fast is not None and fast.cycles < _WORTH_ROUNDING * cost:
+        return fast
     return finish(cost, chosen, fields)
 
 

@@ -21,6 +21,7 @@ from fgrad.codegen.blocking import Plan
 from fgrad.codegen.contraction import Contraction
 from fgrad.codegen.planning import plan
 from fgrad.codegen.target import TargetInfo, host
+from fgrad.codegen.winograd import WinogradPlan
 
 _GUARD = 256
 
@@ -36,7 +37,7 @@ def _aligned(size: int) -> np.ndarray:
 class Compiled:
     """A contraction ready to run; ``text`` is its LLVM IR, ``assembly`` the machine code if it was asked for."""
 
-    plan: Plan
+    plan: Plan | WinogradPlan
     emit_seconds: float
     compile_seconds: float
     text: str
@@ -58,7 +59,11 @@ class Compiled:
 
 
 def compile_contraction(
-    spec: Contraction, target: TargetInfo | None = None, chosen: Plan | None = None, *, assembly: bool = False
+    spec: Contraction,
+    target: TargetInfo | None = None,
+    chosen: Plan | WinogradPlan | None = None,
+    *,
+    assembly: bool = False,
 ) -> Compiled:
     """Plan (unless ``chosen`` is given), write and compile ``spec`` for this machine.
 

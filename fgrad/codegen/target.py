@@ -29,6 +29,9 @@ class TargetInfo:
     half: bool
     l1: int = 32 * 1024
     l2: int = 512 * 1024
+    winograd: bool = (
+        True  # whether convolutions may be computed by Winograd's algorithm, which rounds differently
+    )
 
     def lanes(self, itemsize: int) -> int:
         """Elements of ``itemsize`` bytes in one vector."""

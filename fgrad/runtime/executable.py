@@ -14,6 +14,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from fgrad.codegen.target import TargetInfo, host
 from fgrad.errors import FgradIndexError, FgradValueError, message
 from fgrad.memory import data_pointer, new_block, view
 from fgrad.passes.memory import peak_memory, plan_memory
-from fgrad.runtime import cache, threads
+from fgrad.runtime import cache, options, threads
 from fgrad.runtime.native import NativeCode, compile_module, load_object
 from fgrad.runtime.outputs import Pool, group_outputs
 
@@ -40,7 +41,7 @@ _numbers = itertools.count()
 
 def plan_program(program: Program) -> TargetInfo:
     """Decide all that is decided before code is written: contractions, what threads share, memory. Once a program."""
-    target = host()
+    target = replace(host(), winograd=options.winograd_allowed())
     if not program.planned:
         plan_contractions(program, target)
         plan_memory(program)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fgrad.array import Array
 from fgrad.autodiff import (
@@ -30,10 +30,12 @@ from fgrad.ir import Graph, check
 from fgrad.jit import Jitted, jit, make_graph
 from fgrad.numba_op import ShapeDtype, numba_op
 from fgrad.ops import elementwise
-from fgrad.runtime.profile import Profile
 from fgrad.trace import named_scope as _named_scope
 from fgrad.tree import map as _tree_map
 from fgrad.vectorize import vmap
+
+if TYPE_CHECKING:
+    from fgrad.runtime.profile import Profile
 
 
 def stop_gradient(x: Any) -> Any:

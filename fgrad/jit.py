@@ -7,12 +7,13 @@ compiled forwards and backwards.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import threading
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,9 +27,11 @@ from fgrad.passes import compile_graph
 from fgrad.runtime.compiled import Compiled, kind_key, kind_of
 from fgrad.runtime.executable import Executable, compile_program
 from fgrad.runtime.fastcall import MISS
-from fgrad.runtime.lowered import Lowered
 from fgrad.runtime.options import winograd_allowed
 from fgrad.trace import Tracer, bind, current_stack, in_whole
+
+if TYPE_CHECKING:
+    from fgrad.runtime.lowered import Lowered
 
 F = Callable[..., Any]
 _compiling = threading.RLock()
@@ -279,7 +282,9 @@ class Jitted:
         graph, captured, _ = self._trace(args, kwargs, leaves, structure)
         donated = self._donations(args, kwargs, dynamic, graph)
         given = [_type_or_array(x, self.call) for x in leaves]
-        return Lowered(graph, donated, getattr(self.f, "__name__", "f"), [*given, *captured])
+        # What looks at programs (printers, costs, profiles) is loaded on first use: running them needs none of it.
+        lowered: type[Lowered] = importlib.import_module("fgrad.runtime.lowered").Lowered
+        return lowered(graph, donated, getattr(self.f, "__name__", "f"), [*given, *captured])
 
     def clear_cache(self) -> None:
         """Forget the programs compiled in this process (the disk cache stays)."""

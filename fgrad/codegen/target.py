@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 _X86 = {"x86_64", "amd64", "i386", "i686"}
 
@@ -54,15 +53,17 @@ class TargetInfo:
         )
 
 
+def _of_cache(index: int, what: str) -> str:
+    with open(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{what}", encoding="ascii") as file:
+        return file.read().strip()
+
+
 def _cache_bytes(level: int, default: int) -> int:
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+    for index in range(8):
         try:
-            if (
-                int((index / "level").read_text()) != level
-                or (index / "type").read_text().strip() == "Instruction"
-            ):
+            if int(_of_cache(index, "level")) != level or _of_cache(index, "type") == "Instruction":
                 continue
-            text = (index / "size").read_text().strip()
+            text = _of_cache(index, "size")
             return int(text.rstrip("KMG")) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1], 1)
         except (OSError, ValueError):
             continue

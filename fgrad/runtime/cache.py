@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
-import platform
 import struct
-import tempfile
+import sys
 import time
 import warnings
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _MAGIC = b"FGRADC01"
 _HEADER = struct.Struct("<8sQ32s")
@@ -32,8 +29,7 @@ _ABANDONED = 3600.0  # seconds after which an unfinished file has no writer any 
 MAX_BYTES = 1 << 30
 
 
-@dataclass
-class Entry:
+class Entry(NamedTuple):
     meta: dict[str, Any]
     object_code: bytes
 
@@ -42,9 +38,25 @@ def enabled() -> bool:
     return os.environ.get("FGRAD_CACHE", "1") not in ("0", "off", "no", "false")
 
 
-def directory() -> Path:
+def directory() -> str:
     chosen = os.environ.get("FGRAD_CACHE_DIR")
-    return Path(chosen) if chosen else Path(os.path.expanduser("~")) / ".cache" / "fgrad" / "programs"
+    return chosen or os.path.join(os.path.expanduser("~"), ".cache", "fgrad", "programs")
+
+
+def _version_file(package: str) -> bytes:
+    """The file that says which version of a package is installed. Neither importing Numba nor `importlib.metadata` (an
+    e-mail parser) is quick enough for every start."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        raise ModuleNotFoundError(f"fgrad needs {package}: pip install {package}", name=package)
+    folder = os.path.dirname(spec.origin)
+    for name in ("_version.py", "version.py", "__init__.py"):
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                return file.read()
+        except OSError:
+            continue
+    return spec.origin.encode()
 
 
 @lru_cache(maxsize=1)
@@ -52,11 +64,15 @@ def environment() -> str:
     """Everything besides the program that decides its object code: tools, Python, and fgrad's own code generator."""
     digest = hashlib.sha256()
     for name in ("numba", "llvmlite", "numpy", "ml_dtypes"):
-        digest.update(f"{name} {metadata.version(name)}\n".encode())
-    digest.update(f"{platform.python_version()} {platform.system()} {platform.machine()}\n".encode())
-    package = Path(__file__).resolve().parents[1]
-    for path in [*sorted((package / "codegen").glob("*.py")), package / "runtime" / "native.py"]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(name.encode() + b"\0" + _version_file(name))
+    machine = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    digest.update(f"{sys.version} {sys.platform} {machine}\n".encode())
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    folder = os.path.join(package, "codegen")
+    sources = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".py")]
+    for path in [*sources, os.path.join(package, "runtime", "native.py")]:
+        with open(path, "rb") as file:
+            digest.update(os.path.basename(path).encode() + b"\0" + file.read())
     return digest.hexdigest()
 
 
@@ -73,9 +89,10 @@ def load(key: str) -> Entry | None:
     """The entry, or None if there is none (or none that is whole: then a warning names the file)."""
     if not enabled():
         return None
-    path = directory() / (key + _SUFFIX)
+    path = os.path.join(directory(), key + _SUFFIX)
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError:
         return None
     try:
@@ -98,23 +115,21 @@ def store(key: str, meta: dict[str, Any], object_code: bytes) -> bool:
     folder = directory()
     text = json.dumps(meta, sort_keys=True).encode()
     payload = struct.pack("<I", len(text)) + text + object_code
-    temporary = None
+    temporary = os.path.join(folder, f".writing-{os.getpid()}-{os.urandom(8).hex()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
-        with os.fdopen(handle, "wb") as file:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "xb") as file:
             file.write(_HEADER.pack(_MAGIC, len(payload), hashlib.sha256(payload).digest()))
             file.write(payload)
-        os.replace(temporary, folder / (key + _SUFFIX))
+        os.replace(temporary, os.path.join(folder, key + _SUFFIX))
     except OSError:
-        if temporary is not None:
-            _remove(Path(temporary))
+        _remove(temporary)
         return False
     trim(folder, MAX_BYTES)
     return True
 
 
-def trim(folder: Path, limit: int) -> None:
+def trim(folder: str | os.PathLike[str], limit: int) -> None:
     """Remove the entries used longest ago until the rest fits into `limit` bytes, and what killed writers left behind."""
     entries: list[tuple[float, int, str]] = []
     try:
@@ -126,7 +141,7 @@ def trim(folder: Path, limit: int) -> None:
                     continue  # another process was faster
                 if item.name.startswith(".writing-"):
                     if time.time() - info.st_mtime > _ABANDONED:
-                        _remove(Path(item.path))
+                        _remove(item.path)
                 elif item.name.endswith(_SUFFIX):
                     entries.append((info.st_mtime, info.st_size, item.path))
     except OSError:
@@ -135,7 +150,7 @@ def trim(folder: Path, limit: int) -> None:
     for _, size, path in sorted(entries):
         if total <= limit:
             break
-        _remove(Path(path))
+        _remove(path)
         total -= size
 
 
@@ -154,6 +169,6 @@ def _decode(data: bytes) -> Entry:
     return Entry(json.loads(payload[4 : 4 + text]), payload[4 + text :])
 
 
-def _remove(path: Path) -> None:
+def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
-        path.unlink()
+        os.remove(path)

@@ -136,7 +136,7 @@ def _better(a: Peaks, b: Peaks) -> Peaks:
 
 
 def _path(key: str) -> Path:
-    return cache.directory() / f"peaks-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return Path(cache.directory()) / f"peaks-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _load(key: str) -> Peaks | None:

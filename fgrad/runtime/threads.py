@@ -18,7 +18,6 @@ import os
 import sys
 import threading
 import warnings
-from pathlib import Path
 
 from fgrad.errors import FgradValueError, message
 
@@ -37,7 +36,8 @@ def available() -> int:
     """Processors that this process may use, by affinity and by the limit of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
         if quota != "max":
             count = min(count, max(1, -(-int(quota) // int(period))))
     except (OSError, ValueError):
@@ -114,10 +114,10 @@ def _parallel_for() -> int:
         origin = found.origin if found is not None else None
         if origin is None:
             return 0
-        folder = Path(origin).parent / "np" / "ufunc"
+        folder = os.path.join(os.path.dirname(origin), "np", "ufunc")
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            path = folder / f"omppool{suffix}"
-            if path.exists():
+            path = os.path.join(folder, f"omppool{suffix}")
+            if os.path.exists(path):
                 _module = _load(path)
                 return int(_module.parallel_for)  # type: ignore[attr-defined]
     except (ImportError, OSError, AttributeError, ValueError):
@@ -125,7 +125,7 @@ def _parallel_for() -> int:
     return 0
 
 
-def _load(path: Path) -> object:
+def _load(path: str) -> object:
     """The extension module. GNU's OpenMP reads how long its idle threads spin (14 ms, if nobody says) while it is loaded."""
     name = "GOMP_SPINCOUNT"
     mine = not any(n in os.environ for n in (name, "OMP_WAIT_POLICY"))

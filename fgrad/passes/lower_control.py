@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fgrad.codegen.program import Block, Buf, CopyStep, ForStep, HostStep, Step, SwitchStep, WhileStep, walk
+from fgrad.codegen.program import Block, Buf, ForStep, HostStep, Step, SwitchStep, WhileStep, walk
 from fgrad.ir import Eqn, Graph
+from fgrad.passes.carry import write_carry
 from fgrad.passes.lazy import Lazy
 from fgrad.passes.lowering import Lowering, Rule
 
@@ -74,10 +75,10 @@ def _start(low: Lowering, values: Sequence[Lazy], bufs: Sequence[Buf]) -> None:
 def _body(
     low: Lowering, graph: Graph, inputs: Sequence[Lazy], carry: Sequence[Buf], ys: Sequence[Buf]
 ) -> Block:
-    """One iteration; the new carry is computed aside, since the old one is read until the end."""
+    """One iteration."""
     new = [low.new_buf(c.shape, c.dtype) for c in carry]
     block = low.block(graph, inputs, [*new, *ys])
-    block.steps.extend(CopyStep(c, n) for c, n in zip(carry, new, strict=True) if c.size)
+    write_carry(block, carry, new)
     return block
 
 

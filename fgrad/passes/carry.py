@@ -1,0 +1,81 @@
+"""The carry of a loop, written where it is kept.
+
+    body:  g = h @ w                       body:  g = h @ w
+           h' = tanh(g + c)         ->            h = tanh(g + c)
+           copy h = h'
+
+The new value is computed aside and copied, unless nothing reads the old one once the new one is being written: the step that
+writes it reads the old value at most at the index that it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fgrad.codegen.program import Block, Buf, CopyStep, KernelStep, Step, nested_blocks, walk
+
+
+def write_carry(block: Block, carry: Sequence[Buf], new: Sequence[Buf]) -> None:
+    """Make the body end with `new` in `carry`. `new[i]` is a temporary of the type of `carry[i]`."""
+    steps = block.steps
+    _copies_first(steps, carry)
+    pairs = [(c, n) for c, n in zip(carry, new, strict=True) if c.size]
+    for old, fresh in pairs:
+        if _replaceable(steps, old, fresh):
+            # A view of all of it: every step that mentions the temporary now means the carry.
+            fresh.kind, fresh.base = "view", old
+    steps.extend(CopyStep(old, fresh) for old, fresh in pairs if fresh.base is None)
+    steps[:] = [s for s in steps if not (isinstance(s, CopyStep) and _same(s.dst, s.src))]
+
+
+def _same(a: Buf, b: Buf) -> bool:
+    while a.base is not None and not a.byte_offset and not a.byte_stride and a.nbytes == a.base.nbytes:
+        a = a.base
+    while b.base is not None and not b.byte_offset and not b.byte_stride and b.nbytes == b.base.nbytes:
+        b = b.base
+    return a is b
+
+
+def _copies_first(steps: list[Step], carry: Sequence[Buf]) -> None:
+    """Copies of the old carry (results that are stacked) go to the front, where they are in nobody's way."""
+    roots = {c.root for c in carry}
+    early = []
+    for s in steps:
+        if isinstance(s, CopyStep) and s.src.root in roots and s.dst.root not in roots:
+            if not any(s.dst.root in touched(t)[0] | touched(t)[1] for t in steps if t is not s):
+                early.append(s)
+    chosen = {id(s) for s in early}
+    steps[:] = [*early, *(s for s in steps if id(s) not in chosen)]
+
+
+def touched(step: Step) -> tuple[set[Buf], set[Buf]]:
+    """The roots that a step reads and writes, those of nested steps included."""
+    reads: set[Buf] = set()
+    writes: set[Buf] = set()
+    for s in walk(Block([step])):
+        reads.update(b.root for b in s.reads)
+        writes.update(b.root for b in s.writes)
+        for name in ("index", "pred"):
+            if nested_blocks(s) and hasattr(s, name):
+                reads.add(getattr(s, name).root)
+    return reads, writes
+
+
+def _replaceable(steps: Sequence[Step], old: Buf, fresh: Buf) -> bool:
+    sets = [touched(s) for s in steps]
+    writers = [n for n, (_, writes) in enumerate(sets) if fresh in writes]
+    if not writers or any(old.root in writes for _, writes in sets):
+        return False
+    first = writers[0]
+    if any(old.root in reads for reads, _ in sets[first + 1 :]):
+        return False
+    if old.root not in sets[first][0]:
+        return True
+    step = steps[first]
+    if len(writers) > 1:
+        return False
+    if isinstance(step, CopyStep):
+        return _same(step.src, old)
+    return isinstance(step, KernelStep) and any(
+        _same(out, fresh) and _same(source, old) for out, source in step.in_place
+    )

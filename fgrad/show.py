@@ -8,6 +8,7 @@ graph loss(w: float32[3,2], x: float32[4,3]) -> (float32[]):
 from __future__ import annotations
 
 from collections.abc import Iterator
+from keyword import iskeyword
 from typing import Any
 
 from fgrad.ir import Atom, Eqn, Graph, Literal, Var
@@ -22,7 +23,8 @@ def _names() -> Iterator[str]:
             k = k // 26 - 1
             if k < 0:
                 break
-        yield text
+        if not iskeyword(text):  # kernels are printed as Python with these names
+            yield text
         n += 1
 
 

@@ -188,7 +188,7 @@ class _ProgramText:
             self.block(s.body)
             self.lines.append("}")
         elif isinstance(s, ForStep):
-            self.lines.append(f"for {s.length} {names(s.moving)} {{")
+            self.lines.append(f"for {s.length} {s.parallel} {names(s.moving)} {{")
             self.block(s.body)
             self.lines.append("}")
         else:

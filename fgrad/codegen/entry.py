@@ -29,6 +29,7 @@ from fgrad.codegen.epilogue import attach_epilogues
 from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
 from fgrad.codegen.parallel import MOST_PIECES, ContractPieces, Pieces, pieces_of, split_work, worth_threads
+from fgrad.codegen.parts import emit_parts, own_temporaries
 from fgrad.codegen.planning import plan as plan_contraction
 from fgrad.codegen.program import (
     Buf,
@@ -58,6 +59,7 @@ def plan_contractions(program: Program, target: TargetInfo) -> None:
             size = step.meta["plan"].workspace_bytes
             step.workspace = Buf(f"work_{step.out.name}", (size,), _BYTE) if size else None
     split_work(program, target)
+    own_temporaries(program)
 
 
 @dataclass(eq=False)
@@ -135,7 +137,7 @@ class _Shared:
         fn = ir.Function(self.module, team.SEGMENT, name)
         fn.linkage = "internal"
         fn.attributes.add("nounwind")
-        _SegmentEmitter(self, fn).run(segment.steps)
+        SegmentEmitter(self, fn).run(segment.steps)
         if not worth_threads(segment.steps):
             return fn
         self.texts.append(team.segment_text(name, Layout.POOL, MOST_PIECES))
@@ -197,9 +199,10 @@ class _Shared:
         return fn
 
 
-class _SegmentEmitter:
+class SegmentEmitter:
     def __init__(self, shared: _Shared, fn: ir.Function):
         self.shared, self.fn = shared, fn
+        self.table, self.team = fn.args[:2]
         self.loads = ir.IRBuilder(fn.append_basic_block("entry"))
         self.start = fn.append_basic_block("start")
         self.builder = ir.IRBuilder(self.start)
@@ -209,9 +212,7 @@ class _SegmentEmitter:
     def run(self, steps: Sequence[Step]) -> None:
         for n, loop in enumerate(self.shared.layout.loops):
             if loop.moving:
-                address = self.loads.gep(
-                    self.fn.args[0], [I64(self.shared.layout.loops_at + n)], source_etype=I64
-                )
+                address = self.loads.gep(self.table, [I64(self.shared.layout.loops_at + n)], source_etype=I64)
                 index = self.loads.load(address, typ=I64)
                 self.indices.update(dict.fromkeys(loop.moving, index))
         self.steps(steps)
@@ -220,7 +221,7 @@ class _SegmentEmitter:
 
     def pointer(self, slot: int) -> ir.Value:
         if slot not in self.loaded:
-            address = self.loads.gep(self.fn.args[0], [I64(slot)], source_etype=POINTER)
+            address = self.loads.gep(self.table, [I64(slot)], source_etype=POINTER)
             self.loaded[slot] = self.loads.load(address, typ=POINTER)
         return self.loaded[slot]
 
@@ -309,7 +310,7 @@ class _SegmentEmitter:
             if pointer.type != POINTER:
                 pointer = self.builder.bitcast(pointer, POINTER)
             self.builder.store(pointer, self.builder.gep(frame, [I64(n)], source_etype=POINTER))
-        self.builder.call(team.run, [self.fn.args[1], task, frame, I64(count)])
+        self.builder.call(team.run, [self.team, task, frame, I64(count)])
 
     def contract_pointers(self, step: ContractStep) -> list[ir.Value]:
         """out (null if it is not written), lhs, rhs, and the epilogue's extra arguments."""
@@ -396,6 +397,9 @@ class _SegmentEmitter:
 
     def run_for(self, step: ForStep) -> None:
         if step.length <= 0:
+            return
+        if step.parallel:
+            emit_parts(self, step, SegmentEmitter)
             return
         b = self.builder
         before, body, after = b.block, b.append_basic_block("for.body"), b.append_basic_block("for.done")

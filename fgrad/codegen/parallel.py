@@ -109,7 +109,18 @@ def pieces_of(step: Step) -> Pieces | ContractPieces | None:
     if isinstance(step, CopyStep):
         cycles = _COPY_CYCLES * step.dst.nbytes
         return _cut(step.dst.nbytes, cycles, 4096) if cycles >= 4 * STEP_CYCLES else None
+    if isinstance(step, ForStep) and step.parallel:
+        return Pieces(step.length, 1, step.length, step.length * _all_cycles(step.body.steps))
     return None
+
+
+def _all_cycles(steps: Iterable[Step]) -> float:
+    total = 0.0
+    for step in steps:
+        total += _own_cycles(step)
+        times = step.length if isinstance(step, ForStep) else 1
+        total += times * sum(_all_cycles(block.steps) for block in nested_blocks(step))
+    return total
 
 
 def shared_cycles(steps: Iterable[Step]) -> float:
@@ -117,7 +128,9 @@ def shared_cycles(steps: Iterable[Step]) -> float:
     total = 0.0
     for step in steps:
         found = pieces_of(step)
-        total += found.cycles if found else 0.0
+        if found:
+            total += found.cycles
+            continue
         times = step.length if isinstance(step, ForStep) else 1
         total += times * sum(shared_cycles(block.steps) for block in nested_blocks(step))
     return total
@@ -135,6 +148,9 @@ def split_work(program: Program, target: TargetInfo) -> None:
     def visit(block: Block) -> None:
         steps: list[Step] = []
         for step in block.steps:
+            if isinstance(step, ForStep) and step.parallel:
+                steps.append(step)
+                continue  # shared as a whole
             for inner in nested_blocks(step):
                 visit(inner)
             if isinstance(step, ContractStep):
@@ -155,17 +171,22 @@ def _large(steps: Iterable[Step]) -> float:
     """Cycles of the steps that might be cut."""
     total = 0.0
     for step in steps:
-        cycles = 0.0
-        if isinstance(step, KernelStep):
-            cycles = _cycles(step.kernel)
-        elif isinstance(step, ContractStep):
-            cycles = step.meta["plan"].cycles
-        elif isinstance(step, CopyStep):
-            cycles = _COPY_CYCLES * step.dst.nbytes
+        if isinstance(step, ForStep) and step.parallel:
+            total += step.length * _all_cycles(step.body.steps)
+            continue
+        cycles = _own_cycles(step)
         times = step.length if isinstance(step, ForStep) else 1
         total += cycles if cycles >= STEP_CYCLES else 0.0
         total += times * sum(_large(block.steps) for block in nested_blocks(step))
     return total
+
+
+def _own_cycles(step: Step) -> float:
+    if isinstance(step, KernelStep):
+        return _cycles(step.kernel)
+    if isinstance(step, ContractStep):
+        return step.meta["plan"].cycles
+    return _COPY_CYCLES * step.dst.nbytes if isinstance(step, CopyStep) else 0.0
 
 
 def _cut(extent: int, cycles: float, multiple: int = 1) -> Pieces | None:

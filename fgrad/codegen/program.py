@@ -171,12 +171,16 @@ class WhileStep(Step):
 
 @dataclass(eq=False)
 class ForStep(Step):
-    """`for i in range(length)`: views in `moving` start at byte_offset and move by byte_stride each iteration."""
+    """`for i in range(length)`: views in `moving` start at byte_offset and move by byte_stride each iteration.
+
+    With `parallel`, no iteration touches what another writes, but for temporaries of the body (each gets its own in
+    `codegen.parts`), and threads may share them."""
 
     length: int
     body: Block
     moving: tuple[Buf, ...]
     eqns: tuple[Eqn, ...] = ()
+    parallel: bool = False
 
 
 @dataclass(eq=False)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fgrad.codegen.program import Block, Buf, ForStep, HostStep, Step, SwitchStep, WhileStep, walk
+from fgrad.codegen.program import Block, Buf, CopyStep, ForStep, HostStep, Step, SwitchStep, WhileStep, walk
 from fgrad.ir import Eqn, Graph
 from fgrad.passes.carry import write_carry
 from fgrad.passes.lazy import Lazy
 from fgrad.passes.lowering import Lowering, Rule
+from fgrad.passes.rows import Cut, choose_parts, cut_rows
 
 
 def _native(low: Lowering, eqn: Eqn, lower: Callable[[], list[Step]]) -> bool:
@@ -115,10 +116,77 @@ def _moving(low: Lowering, buf: Buf, length: int, reverse: bool) -> Buf:
     return Buf(low.shared.name(), buf.shape[1:], buf.dtype, "view", buf, first, -row if reverse else row)
 
 
+def scan_in_parts(
+    low: Lowering, eqn: Eqn, outs: Sequence[Buf], cut: Cut, rows: int, count: int
+) -> list[Step]:
+    """The loop for each of `count` parts of the batch.
+
+    for part in parallel range(count):
+        for i in range(length):  new = body(consts, carry[part], xs[i][part]) -> ys[i][part]
+    """
+    p = eqn.params
+    n_consts, n_carry, length = p["consts"], p["carry"], p["length"]
+    args, part = _inputs(low, eqn), rows // count
+    outer: list[Buf] = []
+    inner: list[Buf] = []
+
+    def piece(buf: Buf, shape: tuple[int, ...]) -> Buf:
+        """The part's rows of `buf`, whose rows have `shape`."""
+        row = Buf("", shape[1:], buf.dtype).nbytes
+        outer.append(Buf(low.shared.name(), (part, *shape[1:]), buf.dtype, "view", buf, 0, part * row))
+        return outer[-1]
+
+    def moving(buf: Buf, base: Buf) -> Buf:
+        row = buf.nbytes // length
+        first, step = (row * (length - 1), -row) if p["reverse"] else (0, row)
+        inner.append(Buf(low.shared.name(), base.shape, buf.dtype, "view", base, first, step))
+        return inner[-1]
+
+    before: list[Step] = []
+    after: list[Step] = []
+    carry: list[Buf] = []
+    for n, on in enumerate(cut.carried):
+        out, init = outs[n], args[n_consts + n]
+        if on:
+            _start(low, [init], [out])
+            carry.append(piece(out, out.shape))
+            continue
+        # The same for every part: each has its own, and the last one's is the result.
+        start = low.new_buf(out.shape, out.dtype)
+        _start(low, [init], [start])
+        each = low.new_buf((count, *out.shape), out.dtype)
+        own = Buf(low.shared.name(), out.shape, out.dtype, "view", each, 0, out.nbytes)
+        outer.append(own)
+        carry.append(own)
+        before.append(CopyStep(own, start))
+        last = Buf(low.shared.name(), out.shape, out.dtype, "view", each, out.nbytes * (count - 1))
+        after.append(CopyStep(out, last))
+    inputs: list[Lazy] = []
+    for n, on in cut.inputs:
+        if n_consts <= n < n_consts + n_carry:
+            inputs.append(low.of_buf(carry[n - n_consts]))
+        elif n < n_consts:
+            inputs.append(low.of_buf(piece(low.atom_buf(eqn.inputs[n]), args[n].shape)) if on else args[n])
+        else:
+            buf = low.atom_buf(eqn.inputs[n])
+            base = piece(buf, buf.shape[1:]) if on else low.view(buf, buf.shape[1:])
+            inputs.append(low.of_buf(moving(buf, base)))
+    ys = [moving(buf, piece(buf, buf.shape[1:])) for buf in outs[n_carry:]]
+    block = _body(low, cut.graph, inputs, carry, ys)
+    loop = ForStep(length, block, tuple(inner), (eqn,))
+    return [ForStep(count, Block([*before, loop]), tuple(outer), (eqn,), parallel=True), *after]
+
+
 def scan(low: Lowering, eqn: Eqn) -> None:
     p = eqn.params
     n_consts, n_carry, length = p["consts"], p["carry"], p["length"]
     outs = [low.buf_for(v) for v in eqn.outputs]
+    parts = choose_parts(p["body"], n_consts, n_carry, length)
+    if parts is not None:
+        rows, count = parts
+        cut = cut_rows(p["body"], n_consts, n_carry, rows, rows // count)
+        if cut is not None and _native(low, eqn, lambda: scan_in_parts(low, eqn, outs, cut, rows, count)):
+            return _define(low, eqn, outs)
     if length == 0:
         _start(low, low.values(eqn.inputs[n_consts : n_consts + n_carry]), outs[:n_carry])
         return _define(low, eqn, outs)

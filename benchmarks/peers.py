@@ -218,6 +218,16 @@ def compare(w: Workload, rounds: int, threads: int, pytensor_python: str) -> lis
     return rows
 
 
+def with_limits(rows: list[dict[str, Any]], names: list[str], threads: int) -> list[dict[str, Any]]:
+    """The rows with the time that this machine's peaks, measured now, would allow (`benchmarks/limits.py`)."""
+    import limits
+
+    peaks = limits.peaks_of(limits.measure(threads, peers=False))
+    found = {r["workload"]: r for r in limits.workload_limits(names, peaks, threads)}
+    keys = ("mflop", "mbytes", "limit_us")
+    return [r | {k: found[r["workload"]][k] for k in keys} for r in rows]
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         library, workload, gradients, threads = sys.argv[2:]
@@ -250,6 +260,8 @@ def main() -> None:
                 f"   loss {r['loss_rel_diff']:.1e}   gradient {r['grad_rel_diff']:.1e}",
                 flush=True,
             )
+    if options.json:
+        rows = with_limits(rows, chosen, options.threads)
     headings = {
         "workload": "",
         "what": "one step of",

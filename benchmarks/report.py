@@ -1,6 +1,6 @@
 """Write the measured tables into the README, from the JSON files that the benchmarks left.
 
-python benchmarks/peers.py --json benchmarks/results/peers.json
+python benchmarks/peers.py --json benchmarks/results/cpu.json
 python benchmarks/epochs.py --json benchmarks/results/epochs.json
 python benchmarks/fused_vs_eager.py --json benchmarks/results/fused_vs_eager.json
 python benchmarks/startup.py --json benchmarks/results/startup.json
@@ -12,6 +12,7 @@ python benchmarks/report.py
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,104 @@ def load(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return found["machine"], found["rows"]
 
 
+# What `benchmarks/peers.py` is to show at least: the ratio to the fastest peer, or to one by name.
+TARGETS: dict[str, dict[str, float]] = {
+    "W1": {"": 6},
+    "W2": {"": 3.5},
+    "W3": {"": 3},
+    "W4": {"": 2.5},
+    "W5": {"PyTensor": 1.3, "JAX": 2, "PyTorch": 20},
+    "W6": {"": 1.3},
+    "W7": {"": 1.8},
+    "W8": {"": 1.6},
+    "W9": {"": 1.6},
+}
+# column -> the peers of which the fastest counts
+COLUMNS = {
+    "PyTorch": ("pytorch eager",),
+    "torch.compile": ("torch.compile loss", "torch.compile step"),
+    "JAX": ("jax jit",),
+    "PyTensor": ("pytensor",),
+}
+
+
+def merged_steps() -> list[dict[str, Any]]:
+    """One row a workload: fgrad, each peer, the ratio to the fastest, how far that is from the target and the machine's limit."""
+    by_name: dict[str, dict[str, dict[str, Any]]] = {}
+    for r in load("cpu")[1]:
+        by_name.setdefault(r["workload"], {})[r["peer"]] = r
+    merged = []
+    for name, found in by_name.items():
+        any_row = next(iter(found.values()))
+        row = {k: any_row[k] for k in ("workload", "what", "fgrad_us")}
+        for column, names in COLUMNS.items():
+            times = [found[n]["peer_us"] for n in names if n in found]
+            row[column] = min(times) if times else "–"
+        times = {c: row[c] for c in COLUMNS if row[c] != "–"}
+        row["best"] = min(times, key=lambda c: times[c])
+        row["ratio"] = times[row["best"]] / row["fgrad_us"]
+        wanted, missed = TARGETS.get(name, {}), []
+        for peer, target in wanted.items():
+            reached = (times.get(peer, math.nan) if peer else times[row["best"]]) / row["fgrad_us"]
+            if not reached >= target:
+                missed.append(f"{reached:.1f} of {target:g}" + (f" ({peer})" if peer else ""))
+        row["target"] = ", ".join(f"{t:g}" + (f" ({p})" if p else "") for p, t in wanted.items())
+        row["met"] = "**no**: " + ", ".join(missed) if missed else "yes"
+        row["limit"] = f"{100 * any_row['limit_us'] / row['fgrad_us']:.0f}"
+        row["memory"] = f"{any_row['fgrad_bytes'] / 1e6:,.0f}"
+        torch_row = found.get("pytorch eager")
+        row["torch_memory"] = f"{torch_row['peer_bytes'] / 1e6:,.0f}" if torch_row else "–"
+        row["loss"] = f"{any_row['loss']:.4f}"
+        row["loss_rel_diff"] = max(r["loss_rel_diff"] for r in found.values())
+        row["grad_rel_diff"] = max(r["grad_rel_diff"] for r in found.values())
+        merged.append(row)
+    return merged
+
+
 def steps() -> str:
-    """One row a workload: fgrad, each peer, and the ratios."""
-    _, rows = load("peers")
-    merged: dict[str, dict[str, Any]] = {}
-    for r in rows:
-        row = merged.setdefault(
-            r["workload"], {"workload": r["workload"], "what": r["what"], "fgrad_us": r["fgrad_us"]}
-        )
-        row[r["peer"]], row[f"{r['peer']} ratio"] = r["peer_us"], r["ratio"]
-        row["loss_rel_diff"] = max(row.get("loss_rel_diff", 0.0), r["loss_rel_diff"])
     headings = {
         "workload": "",
         "what": "one training step of",
         "fgrad_us": "fgrad µs",
-        "pytorch eager": "PyTorch eager µs",
-        "pytorch eager ratio": "ratio",
-        "jax jit": "JAX jit µs",
-        "jax jit ratio": "ratio",
+        **{c: f"{c} µs" for c in COLUMNS},
+        "ratio": "fastest peer / fgrad",
+        "target": "target",
+        "met": "met",
+        "limit": "% of the limit",
+        "memory": "fgrad MB",
+        "torch_memory": "PyTorch MB",
+        "loss": "first loss",
         "loss_rel_diff": "loss, rel. difference",
+        "grad_rel_diff": "gradients, rel. difference",
     }
-    return table(list(merged.values()), headings)
+    return table(merged_steps(), headings)
+
+
+def chart() -> str:
+    """Draw the ratios as bars, into `results/cpu.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = merged_steps()
+    figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
+    width = 0.8 / len(COLUMNS)
+    for n, column in enumerate(COLUMNS):
+        at = [i + (n - (len(COLUMNS) - 1) / 2) * width for i, r in enumerate(rows) if r[column] != "–"]
+        heights = [r[column] / r["fgrad_us"] for r in rows if r[column] != "–"]
+        axes.bar(at, heights, width, label=column)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_yticks([0.5, 1, 2, 5, 10, 20], labels=["0.5", "1", "2", "5", "10", "20"])
+    axes.set_xticks(range(len(rows)), labels=[r["workload"] for r in rows])
+    axes.set_ylabel("times as long as fgrad")
+    axes.set_title("One training step: how many times as long each library takes")
+    axes.legend(ncols=len(COLUMNS), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(HERE / "results" / "cpu.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return "![How many times as long each library takes for one training step](benchmarks/results/cpu.png)"
 
 
 def epochs() -> str:
@@ -114,11 +192,15 @@ def between(text: str, marks: tuple[str, str], new: str) -> str:
 
 
 def main() -> None:
-    machine, _ = load("peers")
+    machine, _ = load("cpu")
     text = f"""{BEGIN}
 
 Measured on {machine["cores"]} cores ({machine["cpu"]}), Python {machine["python"]}, float32, all libraries with all cores; medians of interleaved rounds of
-one run of `benchmarks/peers.py`, each library in its own process, which also compares losses and gradients. Ratios above 1: fgrad is faster.
+one run of `benchmarks/peers.py`, each library in its own process, which also compares losses and gradients. Ratios above 1: fgrad is faster. The limit
+is the time that the products take at the measured FMA peak of all cores, or that inputs and outputs take through memory, whichever is longer.
+torch.compile is the faster of its two forms. Memory is what a process holds at most while steps run, beyond what it held after importing the library.
+
+{chart()}
 
 {steps()}
 

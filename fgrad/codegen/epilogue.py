@@ -13,6 +13,7 @@ To let more kernels in, extend `match` (what is recognised) and `Sink.value` (ho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -398,9 +399,16 @@ def attach_epilogues(program: Program, target: TargetInfo) -> None:
 
 
 _PASS_CYCLES = 0.25  # an element, for each argument of a kernel that is run apart
+# Threads share a long sum with few results best by cutting the sum, which leaves parts: nothing to hand to an epilogue. That is for
+# products with at least so many cycles, and sums so many times as long as either side of their result.
+_LONG_CYCLES, _LONG = 100_000, 4
 
 
 def _joined(step: ContractStep, kernel: KernelStep, target: TargetInfo) -> tuple[Epilogue, Plan] | None:
+    sides = [math.prod(d.extent for d in dims) for dims in (step.spec.m, step.spec.n)]
+    depth = math.prod(d.extent for d in step.spec.k)
+    if step.meta["plan"].cycles > _LONG_CYCLES and depth > _LONG * max(sides):
+        return None
     epilogue = match(step.spec, step.out, kernel)
     if epilogue is None:
         return None

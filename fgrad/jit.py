@@ -7,10 +7,11 @@ compiled forwards and backwards.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,18 @@ _compiling = threading.RLock()
 _RECENT = 4  # written functions that a call tries before it looks for its program
 
 
+def _compiled(graph: Graph, donated: Mapping[int, int] | None = None) -> Executable:
+    """Compile a graph. Many objects are made and few dropped, so the garbage collector would look in vain for a fifth of the time."""
+    with _compiling:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return compile_program(compile_graph(graph, donated))
+        finally:
+            if collecting:
+                gc.enable()
+
+
 def executable_of(graph: Graph) -> Executable:
     """The compiled program of a graph, kept with it."""
     key = "executable", winograd_allowed()
@@ -46,7 +59,7 @@ def executable_of(graph: Graph) -> Executable:
         with _compiling:
             found = graph.meta.get(key)
             if found is None:
-                found = graph.meta[key] = compile_program(compile_graph(graph))
+                found = graph.meta[key] = _compiled(graph)
     return found
 
 
@@ -241,8 +254,7 @@ class Jitted:
         kinds = [kind_of(x, self.call) for x in leaves]
         graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
         donated = self._donations(args, kwargs, dynamic, graph)
-        with _compiling:
-            executable = compile_program(compile_graph(graph, donated))
+        executable = _compiled(graph, donated)
         placed = getattr(executable.program, "placed", {})
         concrete = [c for c in captured if isinstance(c, ConcreteArray)]
         return Compiled(kinds, executable, concrete, out_tree, sorted({*donated, *placed.values()}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -85,6 +86,11 @@ class Plan:
 def tile_offsets(levels: Sequence[tuple], size: int, which: int = 1) -> tuple[int, ...] | None:
     """Offsets of ``size`` consecutive flat indices from the first, if every tile that starts at a multiple of
     ``size`` has the same; None otherwise."""
+    return _tile_offsets(tuple(levels), size, which)
+
+
+@lru_cache(maxsize=4096)
+def _tile_offsets(levels: tuple[tuple, ...], size: int, which: int) -> tuple[int, ...] | None:
     left = size
     for position, level in enumerate(reversed(levels)):
         if position == len(levels) - 1 or level[0] % left == 0:

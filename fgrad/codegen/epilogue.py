@@ -344,10 +344,15 @@ def vectors(epilogue: Epilogue, n: Sequence[Dim], out: dict[str, int]) -> bool:
 def plan_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> Plan | None:
     """The best plan for a contraction with an epilogue; None if no plan can take one."""
 
-    def fits(p: Plan) -> bool:
-        return vectors(epilogue, p.spec.n, p.out.strides)
+    fitting: dict[int, bool] = {}  # candidates share few plans that they are variants of
 
-    able = [c for c in candidates(spec, target, whole=True) if c[1].path != "nothing" and c[2] and fits(c[1])]
+    def fits(p: Plan) -> bool:
+        if id(p) not in fitting:
+            fitting[id(p)] = vectors(epilogue, p.spec.n, p.out.strides)
+        return fitting[id(p)]
+
+    every = list(candidates(spec, target, whole=True))
+    able = [c for c in every if c[1].path != "nothing" and c[2] and fits(c[1])]
     return finish(*min(able, key=lambda c: c[0])) if able else None
 
 

@@ -6,7 +6,7 @@ A vector loop is cut into pieces (lanes, times). With vectors of 16, and masks, 
     (16, 1)   13 lanes of it, under a mask
 
 and without masks (32, 2), (8, 1), (4, 1), (1, 1). What a load or a store touches in all lanes follows from its *stride*, the
-coefficient of the loop variable in its index: 1 is a plain vector, 2 to 4 every other or so element of a longer one.
+coefficient of the loop variable in its index: 1 is a plain vector, -1 (of a load) one in reverse, 2 to 4 every other or so element of a longer one.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def plan(loop: Loop, target: TargetInfo) -> Plan | None:
     stores = [s for s in body if isinstance(s, Store)]
     families = _families(loads, stores, var, depends)
     accesses: list[Load | Store] = [*loads, *stores]
-    alone = [x for x in accesses if stride_of(x.index, var, depends) != 1 and id(x) not in families]
+    plain = {id(x) for x in accesses if stride_of(x.index, var, depends) == 1}
+    plain |= {id(x) for x in loads if stride_of(x.index, var, depends) == -1}
+    alone = [x for x in accesses if id(x) not in plain and id(x) not in families]
     if len(alone) > MOST_GATHERS:
         return None
     width = target.lanes(_element_size(body, below, depends))

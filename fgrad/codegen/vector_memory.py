@@ -1,6 +1,6 @@
 """Loads and stores of vector loops: plain, under masks, every so many elements, or lane by lane.
 
-A family of strided accesses is one longer vector in memory. The taps of 2 by 2 pooling, x[2*j] and x[2*j + 1]:
+A load that runs backwards, x[31 - j], is a plain one whose lanes are then reversed. A family of strided accesses is one longer vector in memory. The taps of 2 by 2 pooling, x[2*j] and x[2*j + 1]:
 
     %wide = load <32 x float>, ptr %x.at
     %even = shufflevector <32 x float> %wide, poison, <0, 2, 4, ...>
@@ -85,12 +85,27 @@ class VectorMemory:
             if mask is None:
                 return b.load(address, typ=kind, align=size)
             return self._masked("load", kind, address, mask, size, None)
+        if stride == -1 and (mask is None or self.masks):
+            return self._load_backwards(e, mask, kind)
         family = self.plan.families.get(id(e))
         if family is not None and mask is lanes.mask and lanes.live is not None:
             found = self._load_family(e, family, kind)
             if found is not None:
                 return found
         return self._gather(e, stride, mask, kind)
+
+    def _load_backwards(self: Any, e: Load, mask: ir.Value | None, kind: ir.VectorType) -> ir.Value:
+        """A mirrored row: one load that ends at the element of lane 0, and its lanes in reverse."""
+        b, size, last = self.builder, e.dtype.itemsize, kind.count - 1
+        start = b.sub(self.base_index(e.index), I64(last), flags=("nsw",))
+        address = self.address(e.buffer, start)
+        if mask is None:
+            found = b.load(address, typ=kind, align=size)
+        else:
+            found = self._masked(
+                "load", kind, address, self.take(mask, mask, range(last, -1, -1)), size, None
+            )
+        return self.take(found, found, range(last, -1, -1))
 
     def _load_family(self: Any, e: Load, family: Family, kind: ir.VectorType) -> ir.Value | None:
         """Every so many elements: one longer load for the whole family, then a shuffle for each member."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from fgrad import dtypes
 from fgrad.codegen import loops
-from fgrad.codegen.loops import Check, Expr, Loop, LoopVar, Stmt, Store
+from fgrad.codegen.loops import Affine, Check, Expr, Loop, LoopVar, Op, Stmt, Store
 from fgrad.ir import Eqn
 from fgrad.passes.lazy import Lazy
 from fgrad.passes.lowering import CHEAP, Lowering, Rule
@@ -85,10 +85,22 @@ def gather(low: Lowering, eqn: Eqn) -> None:
             full[axis] = _safe(b, index.at(idx[:rank], mask), x.shape[axis])
         for axis, i in zip(rest_axes, idx[rank:], strict=True):
             full[axis] = i
-        return x.at(full, mask)
+        return _choose(low, x, full, mask)
 
     low.lazy(eqn, 0, (x, *indices), at)
     return None
+
+
+def _choose(low: Lowering, x: Lazy, full: list[Expr], mask: Any) -> Expr:
+    """`x.at(full)`; if the last index is one of two (mirrored or not), the elements at both and a choice between those.
+
+    Two loads along a row run as vectors, where one at an index that has been chosen is done element by element.
+    """
+    i = full[-1]
+    if isinstance(i, Op) and i.name == "select" and all(isinstance(e, (LoopVar, Affine)) for e in i.args[1:]):
+        one, other = (x.at([*full[:-1], e], mask) for e in i.args[1:])
+        return low.b.op("select", i.args[0], one, other)
+    return x.at(full, mask)
 
 
 def scatter(low: Lowering, eqn: Eqn) -> None:

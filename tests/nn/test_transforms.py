@@ -138,6 +138,17 @@ def test_compiled_equals_eager(images, transform):
         assert compiled.dtype == eager.dtype
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("width", [3, 13, 28, 37, 64])
+def test_compiled_equals_eager_at_any_width(rng, width, mode):
+    """Rows of whole vectors, and rows that end in part of one, read forwards and backwards."""
+    images = rng.integers(0, 256, (9, 2, 5, width), np.uint8)
+    transform = Compose([RandomCrop((5, width), 2, mode=mode), RandomHorizontalFlip()])
+    for x in (images, images.astype(np.float32)):
+        eager = np.asarray(transform(x, random.key(1)))
+        np.testing.assert_array_equal(fgrad.jit(transform)(x, random.key(1)), eager)
+
+
 def test_equal_keys_give_equal_batches_and_other_keys_others(images):
     one, same, other = (np.asarray(AUGMENT(images, random.key(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)

@@ -6,14 +6,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from fgrad.codegen.contraction import Contraction
+from fgrad.codegen.irtools import Index
 from fgrad.codegen.packing import Spread, View, levels_of
+from fgrad.codegen.stencil import Stencil
 from fgrad.codegen.target import TargetInfo
 
 _ALIGN = 64
+
+
+class Place(NamedTuple):
+    """Where a value goes: its offset in the output, its row, and its (first) column."""
+
+    offset: Index
+    m: Index
+    n: Index
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A direct convolution: every line of places is cut into ``parts`` tiles, each for ``together`` samples."""
+
+    stencil: Stencil
+    parts: int
+    together: int
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class Plan:
 
     spec: Contraction
     target: TargetInfo
-    path: str  # "nothing", "zero", "loops", "outer" or "inner"
+    path: str  # "nothing", "zero", "loops", "outer", "inner" or "direct"
     acc: np.dtype
     lhs: View
     rhs: View
@@ -42,6 +62,7 @@ class Plan:
     k_split: int = 0
     k_chunk: int = 1
     nc: int = 1
+    direct: Direct | None = None
     workspace: dict[str, int] = field(default_factory=dict, hash=False)
     workspace_bytes: int = 0
     cycles: float = 0.0
@@ -80,6 +101,11 @@ class Plan:
                 ("rhs", self.rhs_packed, self.rhs_spread),
             ):
                 text += f", {name} {'spread, ' if spread else ''}{'packed' if packed else 'direct'}"
+        if self.direct:
+            text += (
+                f", tile {self.mr}x{self.nr} ({self.direct.together} together, {self.direct.parts} a line)"
+            )
+            text += f", chunk={self.k_chunk} nc={self.nc}"
         return f"{text}, workspace {self.workspace_bytes} bytes, about {self.cycles:.0f} cycles"
 
 
@@ -121,10 +147,12 @@ def with_workspace(chosen: Plan) -> Plan:
     """The same plan with a place in the workspace for everything that it copies."""
     offsets, end, size = {}, 0, chosen.acc.itemsize
     kc = chosen.k_chunk * chosen.k_inner if chosen.path == "outer" else 0
+    if chosen.path == "direct":
+        kc = chosen.k_chunk * math.prod(d.extent for d in chosen.spec.k[1:])
     needs = {
         "lhs_spread": chosen.lhs_spread.elements if chosen.lhs_spread else 0,
         "rhs_spread": chosen.rhs_spread.elements if chosen.rhs_spread else 0,
-        "lhs_panel": kc * chosen.mr if chosen.lhs_packed else 0,
+        "lhs_panel": kc * (chosen.nc if chosen.direct else chosen.mr) + 64 if chosen.lhs_packed else 0,
         # Vectors of the last row may be read past its end.
         "rhs_panel": kc * -(-chosen.nc // chosen.nr) * chosen.nr + 64 if chosen.rhs_packed else 0,
     }

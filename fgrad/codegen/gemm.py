@@ -20,12 +20,12 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import NamedTuple
 
 from llvmlite import ir
 
-from fgrad.codegen.blocking import Plan, require_tile_offsets, tile_offsets
+from fgrad.codegen.blocking import Place, Plan, require_tile_offsets, tile_offsets
 from fgrad.codegen.contraction import Contraction
+from fgrad.codegen.direct import emit_direct
 from fgrad.codegen.epilogue import Epilogue, Sink
 from fgrad.codegen.irtools import Emitter, Index, memory_type, opaque
 from fgrad.codegen.microkernel import emit_inner_product, emit_outer_product
@@ -70,14 +70,6 @@ def emit(
     return function
 
 
-class Place(NamedTuple):
-    """Where a value goes: its offset in the output, its row, and its (first) column."""
-
-    offset: Index
-    m: Index
-    n: Index
-
-
 class _Writer:
     """The state shared by the loops of one contraction."""
 
@@ -99,8 +91,9 @@ class _Writer:
         if p.path == "zero":
             self.zero(out)
             return
-        if p.path == "outer":  # in the entry block, so that the stack is taken once
-            tile = e.builder.alloca(memory_type(self.acc), p.mr * p.nr)
+        if p.path in ("outer", "direct"):  # in the entry block, so that the stack is taken once
+            turned = p.lanes * (p.nr + p.mr + 2 * p.lanes) if p.direct else 0
+            tile = e.builder.alloca(memory_type(self.acc), p.mr * p.nr + turned)
             tile.align = 64
             self.tile = opaque(e.builder, tile)
         areas = {name: self.area(workspace, offset) for name, offset in p.workspace.items()}
@@ -146,7 +139,13 @@ class _Writer:
                 if spread and spread.per_batch:
                     emit_spread(e, spread, sides[i], self.areas[f"{name}_spread"])
                     sides[i] = e.at(self.areas[f"{name}_spread"], view.base, view.dtype)
-            {"loops": self.loops, "outer": self.columns, "inner": self.inner_tiles}[p.path](out, *sides)
+            write = {
+                "loops": self.loops,
+                "outer": self.columns,
+                "inner": self.inner_tiles,
+                "direct": self.direct,
+            }
+            write[p.path](out, *sides)
             return
         extent, out_step, lhs_step, rhs_step, *extra = levels[0]
         kinds = [
@@ -163,6 +162,9 @@ class _Writer:
                 self.batch(levels[1:], *here)
 
         e.loop(extent, body)
+
+    def direct(self, out, lhs, rhs) -> None:
+        emit_direct(self, out, lhs, rhs)
 
     # Plain loops ------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,10 @@ class Emitter:
             return value
         return self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
 
+    def opaque_pointer(self, pointer: ir.Value) -> ir.Value:
+        """The same pointer, so that LLVM takes what is loaded from it for something new."""
+        return self.builder.asm(ir.FunctionType(PTR, [PTR]), "", "=r,0", [pointer], False)
+
     def minimum(self, a: Index, b: Index) -> Index:
         if isinstance(a, int) and isinstance(b, int):
             return min(a, b)
@@ -408,3 +412,22 @@ class _Conversion:
         nan = builder.icmp_unsigned(">", magnitude, self.const(I32, 0x7F800000))
         result = builder.select(nan, self.const(I32, 0x7E00), result)
         return builder.trunc(builder.or_(result, sign), half)
+
+
+def transpose(e: Emitter, vectors: list[ir.Value]) -> list[ir.Value]:
+    """Transpose a square block held in as many vectors as they have lanes, in log2(lanes) stages of shuffles."""
+    lanes, size = len(vectors), len(vectors)
+    half = size // 2
+    while half:
+        result = list(vectors)
+        for i in range(size):
+            if i & half:
+                continue
+            a, b = vectors[i], vectors[i + half]
+            low = [(c if not c & half else lanes + c - half) for c in range(lanes)]
+            high = [(c + half if not c & half else lanes + c) for c in range(lanes)]
+            mask = ir.VectorType(I32, lanes)
+            result[i] = e.builder.shuffle_vector(a, b, ir.Constant(mask, low))
+            result[i + half] = e.builder.shuffle_vector(a, b, ir.Constant(mask, high))
+        vectors, half = result, half // 2
+    return vectors

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from llvmlite import ir
 
-from fgrad.codegen.irtools import I32, Emitter, Index
+from fgrad.codegen.irtools import I32, I64, PTR, Emitter, Index, transpose
 
 # A loop over k: steps (the outermost may be a run-time value), stride in lhs, stride in rhs.
 DepthLevel = tuple[Index, int, int]
@@ -147,3 +147,26 @@ def _horizontal_sum(e: Emitter, value: ir.Value, lanes: int, dtype: np.dtype) ->
     zero = e.zero(dtype)
     name = f"llvm.vector.reduce.fadd.v{lanes}{_letters(dtype)}"
     return e.intrinsic(name, zero.type, [zero, value], fast=True)
+
+
+def emit_turn(
+    e: Emitter, source: ir.Value, pitch: int, goal: ir.Value, goal_pitch: int, lanes: int, dtype: np.dtype
+) -> None:
+    """Transpose a square of ``lanes`` rows, ``pitch`` elements apart (by a function that all of a module share)."""
+    name = f"fgrad.turn.{lanes}x{_letters(dtype)}"
+    function = e.module.globals.get(name)
+    if function is None:
+        function = ir.Function(e.module, ir.FunctionType(ir.VoidType(), [PTR, I64, PTR, I64]), name)
+        function.linkage = "internal"
+        for attribute in ("nounwind", "noinline"):
+            function.attributes.add(attribute)
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        inner = Emitter(builder, e.target)
+        rows, step, turned, goal_step = function.args
+        lines = [
+            inner.load(inner.at(rows, inner.mul(step, i), dtype), dtype, dtype, lanes) for i in range(lanes)
+        ]
+        for i, line in enumerate(transpose(inner, lines) if lanes > 1 else lines):
+            inner.store(line, inner.at(turned, inner.mul(goal_step, i), dtype), dtype, dtype)
+        builder.ret_void()
+    e.builder.call(function, [source, I64(pitch), goal, I64(goal_pitch)])

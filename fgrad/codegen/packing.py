@@ -20,7 +20,7 @@ import numpy as np
 from llvmlite import ir
 
 from fgrad.codegen.contraction import Dim, Operand
-from fgrad.codegen.irtools import I32, Emitter, Index
+from fgrad.codegen.irtools import Emitter, Index, transpose
 
 # A level of a loop nest: its number of steps (the outermost may be a run-time value) and its stride in elements.
 Level = tuple[Index, int]
@@ -355,22 +355,3 @@ def _pack_elements(e: Emitter, source, goal, depth, length: Index, row_step: int
         e.loop(length, move)
 
     walk_depth(e, source, goal, depth, pitch, types, body)
-
-
-def transpose(e: Emitter, vectors: list[ir.Value]) -> list[ir.Value]:
-    """Transpose a square block held in as many vectors as they have lanes, in log2(lanes) stages of shuffles."""
-    lanes, size = len(vectors), len(vectors)
-    half = size // 2
-    while half:
-        result = list(vectors)
-        for i in range(size):
-            if i & half:
-                continue
-            a, b = vectors[i], vectors[i + half]
-            low = [(c if not c & half else lanes + c - half) for c in range(lanes)]
-            high = [(c + half if not c & half else lanes + c) for c in range(lanes)]
-            mask = ir.VectorType(I32, lanes)
-            result[i] = e.builder.shuffle_vector(a, b, ir.Constant(mask, low))
-            result[i + half] = e.builder.shuffle_vector(a, b, ir.Constant(mask, high))
-        vectors, half = result, half // 2
-    return vectors

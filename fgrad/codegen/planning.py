@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fgrad.codegen.blocking import Plan, choose_chunk, tile_offsets, with_workspace
+from fgrad.codegen.blocking import Direct, Plan, choose_chunk, tile_offsets, with_workspace
 from fgrad.codegen.contraction import Contraction, Operand
 from fgrad.codegen.irtools import is_floating
 from fgrad.codegen.packing import Spread, View, levels_of, spread_layout
+from fgrad.codegen.stencil import find_stencil, strips
 from fgrad.codegen.target import TargetInfo
 from fgrad.codegen.winograd import WinogradPlan, plan_winograd
 
@@ -70,6 +71,9 @@ def candidates(spec: Contraction, target: TargetInfo, whole: bool = False) -> It
     if any(dim.extent == 0 for dim in spec.k):
         yield 0.0, Plan(spec, target, "zero", acc, empty, empty, out), {}
         return
+    if is_floating(acc):
+        for variant, swapped in ((spec, False), (spec.swapped(), True)):
+            yield from _direct(variant, swapped, target, acc, out, whole)
     specs = [spec]
     if not (spec.lhs.is_plain(extents) and spec.rhs.is_plain(extents)) and is_floating(acc):
         specs += _by_sample(spec)
@@ -339,3 +343,75 @@ def _inner(p: Plan) -> Iterator[Candidate]:
                         "n_overlap": n_overlap,
                     },
                 )
+
+
+_MOST_CODE = 480  # multiply-adds in the code of one direct convolution
+
+
+def _direct(
+    spec: Contraction, swapped: bool, target: TargetInfo, acc: np.dtype, out: View, whole: bool
+) -> Iterator[Candidate]:
+    """Plans for the direct convolution, if this is one."""
+    stencil = find_stencil(spec)
+    lanes, size = target.lanes(acc.itemsize), acc.itemsize
+    if stencil is None or spec.rhs.dtype != acc:
+        return
+    m = math.prod(d.extent for d in spec.m)
+    if len(levels_of(spec.m, out.strides)) > 1:
+        return
+    b, _, _, k = (math.prod(d.extent for d in dims) for dims in (spec.batch, spec.m, spec.n, spec.k))
+    lhs = View(spec.lhs.dtype, *spec.lhs.strides())
+    base = Plan(spec, target, "direct", acc, lhs, stencil.view, out, swapped, whole=whole)
+    depth, rows = levels_of(spec.k, lhs.strides), levels_of(spec.m, lhs.strides)
+    pack = b * m * k * _pack_cost(rows, bool(depth) and depth[-1][1] == 1 and depth[-1][0] >= 4, lanes, lanes)
+    loops = math.prod(d.extent for d in stencil.loops)
+    last = stencil.loops[-1].extent if stencil.loops else 1
+    channels = math.prod(d.extent for d in stencil.channels)
+    lines = math.prod(axis.place.extent for axis in stencil.outer)
+    pairs = math.prod(axis.pairs for axis in stencil.outer)
+    extent, first = stencil.inner.place.extent, spec.k[0]
+    sizes = {c * lanes for c in range(1, 7) if m % (c * lanes) == 0} | ({m} if m <= 6 * lanes else set())
+    for nr in sizes:
+        starts = tuple(range(0, nr, lanes))
+        widths = tuple(min(lanes, nr - start) for start in starts)
+        breadth = sum(1.0 if 2 * width > lanes else 0.6 for width in widths)
+        chunks = {first.extent}
+        fits = target.l2 // 2 // (size * nr * k // first.extent)
+        if first in stencil.channels and out.dtype == acc and not whole and fits < first.extent:
+            chunks.add(max(1, fits))
+        for parts in range(-(-extent // 32), min(extent, -(-extent // 4)) + 1):
+            tile = -(-extent // parts)
+            for together in (t for t in range(1, 9) if last % t == 0):
+                mr = tile * together
+                if mr * len(widths) + len(widths) + 1 > target.registers:
+                    break
+                found = strips(stencil.inner, parts)
+                work = code = 0.0
+                for strip in found:
+                    for run in strip.runs:
+                        met = len(run.rows) * together
+                        times = 1 if run.count > 8 else run.count
+                        code += met * len(widths) * times
+                        per = max(met * breadth, 0.5 * met + len(widths), 8)
+                        work += strip.count * run.count * (per + (1.0 if run.count > 8 else 0.2))
+                    work += strip.count * 2.0
+                if code > _MOST_CODE:
+                    continue
+                tiles = lines * parts * (loops // together) * (m // nr)
+                store = together * sum(40 + width * 2.5 for width in widths) * -(-tile // lanes)
+                for chunk in chunks:
+                    block = target.l2 // 2 // (size * nr * (k // first.extent) * chunk)
+                    nc = min(max(1, block), m // nr) * nr
+                    times = -(-first.extent // chunk)
+                    cost = (m // nr) * (loops // together) * pairs * channels * work
+                    if size * nc * (k // first.extent) * chunk > target.l2 * 3 // 4:
+                        cost *= 1.1
+                    cost += tiles * times * (store + 30)
+                    cost += 0.3 * loops * channels * lines * extent * -(-m // nc)
+                    fields = {"mr": mr, "widths": widths, "starts": starts, "lanes": lanes, "nc": nc}
+                    fields |= {
+                        "k_chunk": chunk,
+                        "lhs_packed": True,
+                        "direct": Direct(stencil, parts, together),
+                    }
+                    yield b * cost + pack, base, fields

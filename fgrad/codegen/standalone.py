@@ -38,6 +38,7 @@ class Compiled:
     """A contraction ready to run; ``text`` is its LLVM IR, ``assembly`` the machine code if it was asked for."""
 
     plan: Plan | WinogradPlan
+    plan_seconds: float
     emit_seconds: float
     compile_seconds: float
     text: str
@@ -73,6 +74,7 @@ def compile_contraction(
     llvm.initialize_native_asmprinter()
     start = time.perf_counter()
     chosen = chosen or plan(spec, target or host())
+    planned = time.perf_counter()
     module = ir.Module("contraction")
     gemm.emit(module, spec, chosen, "kernel")
     text = str(module)
@@ -89,4 +91,12 @@ def compile_contraction(
     printed = machine.emit_assembly(parsed) if assembly else ""
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
-    return Compiled(chosen, emitted - start, time.perf_counter() - emitted, text, printed, engine)
+    return Compiled(
+        chosen,
+        planned - start,
+        emitted - planned,
+        time.perf_counter() - emitted,
+        text,
+        printed,
+        engine,
+    )

@@ -1,0 +1,126 @@
+"""Direct convolution: which taps exist where, and every plan of it against PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgrad.codegen.contraction import Axis, Dim, conv_output_spatial
+from fgrad.codegen.planning import candidates, finish
+from fgrad.codegen.standalone import compile_contraction
+from fgrad.codegen.stencil import Spatial, find_stencil, strips
+from fgrad.codegen.target import host
+from tests.codegen.test_contraction import conv_specs, fenced, guarded, random, target_of
+
+CASES = [
+    # x, w, strides, padding, dilation, groups
+    ((3, 32, 13, 13), (32, 32, 3, 3), (1, 1), [(0, 0), (0, 0)], (1, 1), 1),
+    ((4, 16, 8, 8), (32, 16, 3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 1),
+    ((4, 32, 4, 4), (16, 32, 3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 1),
+    ((2, 16, 16, 16), (32, 16, 3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1), 1),
+    ((2, 16, 17, 9), (16, 16, 1, 1), (2, 2), [(0, 0), (0, 0)], (1, 1), 1),
+    ((2, 6, 14, 14), (16, 6, 5, 5), (1, 1), [(0, 0), (0, 0)], (1, 1), 1),
+    ((2, 16, 11, 20), (24, 8, 3, 4), (2, 3), [(0, 2), (3, 1)], (2, 1), 2),
+    ((3, 20, 21), (5, 20, 4), (3,), [(2, 1)], (2,), 1),
+    ((2, 8, 5, 6, 7), (16, 8, 2, 3, 2), (1, 2, 1), [(1, 0), (0, 1), (1, 1)], (1, 1, 2), 1),
+    ((2, 3, 32, 32), (16, 3, 3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 1),
+]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    places=st.integers(1, 12), taps=st.integers(1, 20), size=st.integers(1, 15), parts=st.integers(1, 5),
+    coefs=st.tuples(st.integers(1, 3), st.sampled_from([-2, -1, 1, 2, 3])), offset=st.integers(-4, 6),
+    divisor=st.integers(1, 3), stride=st.sampled_from([1, 7]),
+)  # fmt: skip
+def test_strips_hold_each_pair_that_exists_once(places, taps, size, parts, coefs, offset, divisor, stride):
+    axis = Axis((("p", coefs[0]), ("t", coefs[1])), stride, offset, divisor, size)
+    spatial = Spatial(Dim("p", places), Dim("t", taps), axis)
+    expected = {}
+    for place, tap in itertools.product(range(places), range(taps)):
+        p = offset + coefs[0] * place + coefs[1] * tap
+        if p % divisor == 0 and 0 <= p // divisor < size:
+            expected[place, tap] = p // divisor * stride
+    found, covered = [], 0
+    for strip in strips(spatial, min(parts, places)):
+        assert strip.first == covered
+        covered += strip.count * strip.size
+        for tile in range(strip.count):
+            for run in strip.runs:
+                for step in range(run.count):
+                    for row, where in run.rows:
+                        key = strip.first + tile * strip.size + row, run.first + step
+                        found.append((key, strip.base + tile * strip.step + where + step * run.step))
+    assert covered == places
+    assert dict(found) == expected and len(found) == len(expected) == spatial.pairs
+    for place, (count, first, where) in enumerate(spatial.table()):
+        line = [(first + i * spatial.tap_step, where + i * spatial.element_step) for i in range(count)]
+        assert line == sorted((t, w) for (q, t), w in expected.items() if q == place)
+
+
+def gradients(case):
+    """Outputs and operands of the three contractions of a case, by PyTorch in float64."""
+    torch = pytest.importorskip("torch")
+    x_shape, w_shape, strides, padding, dilation, groups = case
+    y_shape, *specs = conv_specs(case, np.float32)
+    x, w, g = random(x_shape, np.float32, 8), random(w_shape, np.float32, 9), random(y_shape, np.float32, 10)
+    xt = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    wt = torch.tensor(w, dtype=torch.float64, requires_grad=True)
+    flat = [side for pair in reversed(padding) for side in pair]
+    conv = (torch.conv1d, torch.conv2d, torch.conv3d)[len(strides) - 1]
+    y = conv(torch.nn.functional.pad(xt, flat), wt, None, strides, 0, dilation, groups)
+    y.backward(torch.tensor(g, dtype=torch.float64))
+    results = (y.detach().numpy(), xt.grad.numpy(), wt.grad.numpy())
+    return list(zip(specs, ((w, x), (w, g), (g, x)), results))
+
+
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_plans_of_the_direct_path_against_torch(index):
+    rng = np.random.default_rng(index)
+    tried = 0
+    for number, (spec, (lhs, rhs), expected) in enumerate(gradients(CASES[index])):
+        target = target_of((64, 32, 16)[(index + number) % 3] if host().vector_bytes == 64 else 32)
+        every = [c for c in candidates(spec, target) if c[2].get("direct")]
+        if not every:
+            continue
+        chosen = [min(every, key=lambda c: c[0]), *(every[i] for i in rng.integers(len(every), size=2))]
+        for candidate in chosen:
+            other = finish(*candidate)
+            whole, out = guarded(expected.size, np.float32)
+            compiled = compile_contraction(spec, target, other)
+            compiled.run(out, fenced(lhs, at_end=True), fenced(rhs, at_end=True))
+            compiled.run(out, fenced(lhs, at_end=False), fenced(rhs, at_end=False))
+            scale = float(np.abs(expected).max())
+            np.testing.assert_allclose(
+                out, expected.reshape(-1), rtol=0, atol=3e-5 * scale, err_msg=str(other)
+            )
+            assert (whole[:64] == 77).all() and (whole[64 + expected.size :] == 77).all(), str(other)
+            tried += 1
+    assert tried >= 6
+
+
+def test_k_in_pieces_adds_up():
+    """The gradient of a kernel over a large batch does not fit the cache, and is summed piece by piece."""
+    spec, (lhs, rhs), expected = gradients(
+        ((13, 16, 20, 20), (16, 16, 3, 3), (1, 1), [(1, 1)] * 2, (1, 1), 1)
+    )[2]
+    target = host()
+    every = [c for c in candidates(spec, target) if c[2].get("direct")]
+    cost, base, fields = min(every, key=lambda c: c[0])
+    for chunk in (1, 5, 13):
+        _, out = guarded(expected.size, np.float32)
+        compile_contraction(spec, target, finish(cost, base, {**fields, "k_chunk": chunk})).run(out, lhs, rhs)
+        np.testing.assert_allclose(
+            out, expected.reshape(-1), rtol=0, atol=3e-5 * float(np.abs(expected).max())
+        )
+
+
+def test_what_is_no_image_has_no_stencil():
+    (y_shape, forward, input_grad, weight_grad) = conv_specs(CASES[0], np.float32)
+    assert all(find_stencil(spec) for spec in (forward, input_grad, weight_grad))
+    assert find_stencil(forward.swapped()) is None
+    assert y_shape[2:] == conv_output_spatial((13, 13), (3, 3), (1, 1), [(0, 0)] * 2, (1, 1))

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fgrad
+import fgrad.numpy as fnp
+from fgrad import lax
 from fgrad.codegen.contraction import Axis, Dim, conv_output_spatial
 from fgrad.codegen.planning import candidates, finish
+from fgrad.codegen.program import ContractStep, walk
 from fgrad.codegen.standalone import compile_contraction
 from fgrad.codegen.stencil import Spatial, find_stencil, strips
 from fgrad.codegen.target import host
@@ -124,3 +128,34 @@ def test_what_is_no_image_has_no_stencil():
     assert all(find_stencil(spec) for spec in (forward, input_grad, weight_grad))
     assert find_stencil(forward.swapped()) is None
     assert y_shape[2:] == conv_output_spatial((13, 13), (3, 3), (1, 1), [(0, 0)] * 2, (1, 1))
+
+
+def steps_of(f, *xs):
+    program = fgrad.jit(f).lower(*xs).program
+    return [s for s in walk(program.body) if isinstance(s, ContractStep)]
+
+
+@pytest.mark.parametrize("samples", [4, 16])
+def test_epilogues_see_every_sum_once(samples):
+    """Bias and residual after a convolution, and a derivative's factor after the gradient of a strided one (which has
+    elements that no tap meets)."""
+    torch = pytest.importorskip("torch")
+    x, w = random((samples, 32, 16, 16), np.float32, 1), random((64, 32, 3, 3), np.float32, 2)
+    b, r = random((64,), np.float32, 3), random((samples, 64, 16, 16), np.float32, 4)
+    v, g = random((64, 32, 1, 1), np.float32, 5), random((samples, 64, 8, 8), np.float32, 6)
+
+    def forward(x, w, b, r):
+        return fnp.maximum(lax.conv(x, w, padding=1) + b[:, None, None] + r, 0)
+
+    def backward(x, v, g):
+        return fgrad.vjp(lambda x: lax.conv(fnp.tanh(x), v, strides=2), x)[1](g)[0]
+
+    for f, xs in ((forward, (x, w, b, r)), (backward, (x, v, g))):
+        (step,) = steps_of(f, *xs)
+        assert step.meta["plan"].path == "direct" and step.epilogue is not None
+    xt = torch.tensor(x, requires_grad=True)
+    wt, bt, rt, vt, gt = (torch.tensor(a) for a in (w, b, r, v, g))
+    expected = (torch.nn.functional.conv2d(xt, wt, bt, padding=1) + rt).relu().detach().numpy()
+    np.testing.assert_allclose(fgrad.jit(forward)(x, w, b, r), expected, rtol=1e-4, atol=1e-4)
+    torch.nn.functional.conv2d(xt.tanh(), vt, stride=2).backward(gt)
+    np.testing.assert_allclose(fgrad.jit(backward)(x, v, g), xt.grad.numpy(), rtol=1e-4, atol=1e-4)

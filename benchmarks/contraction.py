@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -297,6 +297,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains one of these (comma-separated)")
     parser.add_argument("--no-peers", action="store_true", help="measure the engine alone")
     parser.add_argument("--vector-bytes", type=int, default=host().vector_bytes, help="16, 32 or 64")
+    parser.add_argument(
+        "--no-winograd", action="store_true", help="only sums of products as they are defined"
+    )
     parser.add_argument("--verbose", action="store_true", help="print each plan")
     parser.add_argument("--candidates", type=int, default=0, help="measure so many of the other plans, too")
     parser.add_argument("--seconds", type=float, default=0.15, help="for each measurement")
@@ -306,6 +309,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     target = host().with_vector_bytes(options.vector_bytes)
+    target = replace(target, winograd=target.winograd and not options.no_winograd)
     peak = peak_gflops(target)
     print(f"peak of one core {peak:.0f} GFLOP/s")
     heads = ("plan ms", "build ms", "us", "GFLOP/s", "of peak", "numpy", "torch", "ratio")

@@ -45,12 +45,22 @@ def accumulator(spec: Contraction) -> np.dtype:
 def plan(spec: Contraction, target: TargetInfo) -> Plan | WinogradPlan:
     """Choose how to compute ``spec`` on ``target``."""
     fast = plan_winograd(spec, target) if target.winograd else None
-    if fast is not None and fast.cycles < _WORTH_ROUNDING * spec.flops / (2 * target.lanes(4)):
+    if fast is not None and fast.cycles < _WORTH_ROUNDING * _useful(spec) / target.lanes(4):
         return fast  # no direct sum can be as fast, so there is no need to look at them
     cost, chosen, fields = min(candidates(spec, target), key=lambda candidate: candidate[0])
     if fast is not None and fast.cycles < _WORTH_ROUNDING * cost:
         return fast
     return finish(cost, chosen, fields)
+
+
+def _useful(spec: Contraction) -> int:
+    """Products of elements that exist."""
+    products = spec.flops // 2
+    stencil = find_stencil(spec) or find_stencil(spec.swapped())
+    if stencil is None:
+        return products
+    axes = (stencil.inner, *stencil.outer)
+    return products // math.prod(axis.place.extent * axis.tap.extent for axis in axes) * stencil.pairs
 
 
 def finish(cost: float, chosen: Plan, fields: dict[str, Any]) -> Plan:

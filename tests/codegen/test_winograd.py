@@ -206,7 +206,7 @@ def test_chosen_where_it_is_faster():
     chosen = plan(spec, host())
     assert chosen.path == "winograd" and chosen.m == 4 and "F(4x4, 3x3)" in str(chosen)
     assert chosen.flops == spec.flops
-    assert plan(spec, replace(host(), winograd=False)).path == "outer"
+    assert plan(spec, replace(host(), winograd=False)).path != "winograd"
 
 
 def test_functions_are_shared_in_a_module():

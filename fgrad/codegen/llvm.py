@@ -114,6 +114,7 @@ class _KernelEmitter(VectorLoops):
         ranged: bool = False,
     ):
         self.module, self.kernel, self.binding, self.target = module, kernel, binding, target
+        module.fgrad_target = target  # mathematical functions ask for it
         parameters = [POINTER] * (max(binding.slots, default=-1) + 1) + [I64, I64] * ranged
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), parameters), name)
         self.range = (kernel.body[0], *self.function.args[-2:]) if ranged else None

@@ -6,8 +6,8 @@ function of :mod:`fgrad.codegen.mathlib` reads like the formula it implements::
     n = rint(x * LOG2E)
     r = fma(n, -LN2_HI, x)
 
-prints as ``fmul``, ``llvm.rint``, ``llvm.fmuladd``: never a branch or a call of a C function, so LLVM's loop vectoriser can
-widen the loop that contains it. Python numbers are converted to constants of the other operand's type (splat for
+prints as ``fmul``, ``llvm.rint``, ``llvm.fmuladd``: never a call of a C function, and a branch (`rarely`) only around what few
+arguments need. Python numbers are converted to constants of the other operand's type (splat for
 a vector). No instruction carries fast-math flags: the error-free transformations below depend on it.
 """
 
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Union
 
 import llvmlite.ir as ir
+
+from fgrad.codegen.target import TargetInfo, host
 
 Number = Union["V", float, int]
 
@@ -310,6 +312,61 @@ def scale(x: V, n: V) -> V:
     """x * 2**n, correctly rounded for subnormal results, for an integer n of at most twice the normal exponents."""
     half = n >> 1
     return (x * pow2(half)) * pow2(n - half)
+
+
+_SCALEF = {(32, 16): "ps.512", (32, 8): "ps.256", (32, 4): "ps.128", (64, 8): "pd.512", (64, 4): "pd.256"}
+
+
+def scale_by(x: V, n: V) -> V:
+    """`scale` for an integral float n: AVX-512 has an instruction for it."""
+    lanes = x.type.count if isinstance(x.type, ir.VectorType) else 1
+    suffix = _SCALEF.get((x.format.width, min(lanes, 512 // x.format.width)))
+    if suffix is None or target_of(x.b).vector_bytes != 64:
+        return scale(x, small_int(n))
+    widest = 512 // x.format.width
+    if lanes > widest:
+        halves = [range(0, lanes // 2), range(lanes // 2, lanes)]
+        low, high = (scale_by(_lanes(x, which), _lanes(n, which)) for which in halves)
+        order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
+        return V(x.b, x.b.shuffle_vector(low.v, high.v, order))
+    mask = ir.Constant(ir.IntType(max(lanes, 8)), -1)
+    args = [x.v, n.v, x.v, mask]
+    if suffix.endswith("512"):
+        args.append(ir.Constant(ir.IntType(32), 4))  # rounding as usual
+    name = f"llvm.x86.avx512.mask.scalef.{suffix}"
+    function = x.b.module.globals.get(name)
+    if function is None:
+        function = ir.Function(x.b.module, ir.FunctionType(x.type, [a.type for a in args]), name)
+    return V(x.b, x.b.call(function, args))
+
+
+def _lanes(x: V, which: Sequence[int]) -> V:
+    order = ir.Constant(ir.VectorType(ir.IntType(32), len(which)), list(which))
+    return V(x.b, x.b.shuffle_vector(x.v, x.v, order))
+
+
+def target_of(builder: ir.IRBuilder) -> TargetInfo:
+    """The machine that the module is written for."""
+    return getattr(builder.module, "fgrad_target", None) or host()
+
+
+def rarely(condition: V, slow: Callable[[], V], usual: V) -> V:
+    """`where(condition, slow(), usual)`; of vectors, with a branch around `slow` for when the condition holds in no lane.
+
+    Scalars stay without branches: LLVM may still make vectors of the loop that they are in."""
+    b, some = condition.b, condition.v
+    if not isinstance(some.type, ir.VectorType):
+        return where(condition, slow(), usual)
+    bits = b.bitcast(some, ir.IntType(some.type.count))
+    some = b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+    before = b.block
+    with b.if_then(some, likely=False):
+        corrected = where(condition, slow(), usual)
+        inside = b.block
+    result = b.phi(usual.type)
+    result.add_incoming(usual.v, before)
+    result.add_incoming(corrected.v, inside)
+    return V(b, result)
 
 
 def small_int(n: V) -> V:

@@ -5,7 +5,20 @@ Polynomials are minimax to within one bit: interpolation at Chebyshev nodes with
 
 from __future__ import annotations
 
-from fgrad.codegen.mathbase import V, clamp, copysign, fma, in_f64, poly, pow2, rint, scale, small_int, where
+from fgrad.codegen.mathbase import (
+    V,
+    clamp,
+    copysign,
+    fma,
+    in_f64,
+    poly,
+    pow2,
+    rint,
+    scale,
+    scale_by,
+    small_int,
+    where,
+)
 
 LOG2E = 1.4426950408889634
 # ln 2 in two parts; the first has so few bits that n * LN2_HI is exact for every exponent n.
@@ -104,15 +117,21 @@ def _range(x: V) -> V:
     return clamp(x, -104.0, 89.0) if x.f32 else clamp(x, -746.0, 710.0)
 
 
-def exp_tail_parts(x: V, low: V | None = None) -> tuple[V, V]:
-    """exp(x + low) = (1 + e) * 2**n with |e| < 0.42: (e, n). `low` is a small correction to x; x within `_range`."""
+def _tail_parts(x: V, low: V | None = None) -> tuple[V, V]:
+    """`exp_tail_parts` with n as a float."""
     hi, lo = (LN2_HI_32, LN2_LO_32) if x.f32 else (LN2_HI_64, LN2_LO_64)
     n = rint(x * LOG2E)
     r = fma(n, -lo, fma(n, -hi, x))
     if low is not None:
         r = r + low
     q = poly(r, EXP_32 if x.f32 else EXP_64)
-    return fma(r * r, q, r), small_int(n)
+    return fma(r * r, q, r), n
+
+
+def exp_tail_parts(x: V, low: V | None = None) -> tuple[V, V]:
+    """exp(x + low) = (1 + e) * 2**n with |e| < 0.42: (e, n). `low` is a small correction to x; x within `_range`."""
+    e, n = _tail_parts(x, low)
+    return e, small_int(n)
 
 
 def exp_parts(x: V, low: V | None = None) -> tuple[V, V]:
@@ -123,14 +142,15 @@ def exp_parts(x: V, low: V | None = None) -> tuple[V, V]:
 
 def exp(x: V) -> V:
     """e**x: at most 1 ulp in either precision, subnormal results correctly rounded."""
-    p, n = exp_parts(_range(x))
-    return scale(p, n)
+    e, n = _tail_parts(_range(x))
+    return scale_by(e + 1.0, n)
 
 
-def exp_moderate(x: V) -> V:
-    """e**x where the result is known to be neither subnormal nor infinite (no two-step scaling)."""
-    p, n = exp_parts(x)
-    return p * pow2(n)
+def exp2_moderate(x: V) -> V:
+    """2**x where the result is known to be neither subnormal nor infinite (no two-step scaling)."""
+    n = rint(x)
+    r = x - n
+    return fma(r, poly(r, EXP2_32 if x.f32 else EXP2_64), 1.0) * pow2(small_int(n))
 
 
 def exp2(x: V) -> V:
@@ -138,7 +158,7 @@ def exp2(x: V) -> V:
     x = clamp(x, -151.0, 128.0) if x.f32 else clamp(x, -1076.0, 1024.0)
     n = rint(x)
     r = x - n
-    return scale(fma(r, poly(r, EXP2_32 if x.f32 else EXP2_64), 1.0), small_int(n))
+    return scale_by(fma(r, poly(r, EXP2_32 if x.f32 else EXP2_64), 1.0), n)
 
 
 def expm1(x: V) -> V:
@@ -168,7 +188,13 @@ def tanh(x: V) -> V:
     z = x * x
     small = fma(x * z, poly(z, TANH_32 if x.f32 else TANH_64), x)
     limit = 10.0 if x.f32 else 20.0
-    big = 1.0 - 2.0 / (exp_moderate(where(a.const(limit) < a, limit, a) * 2.0) + 1.0)
+    limited = where(a.const(limit) < a, limit, a)
+    # exp(2a) + 1, the doubling and the addition inside the exponential
+    hi, lo = (LN2_HI_32, LN2_LO_32) if x.f32 else (LN2_HI_64, LN2_LO_64)
+    n = rint(limited * (2.0 * LOG2E))
+    r = fma(n, -0.5 * lo, fma(n, -0.5 * hi, limited))
+    e = fma(r * r, poly(r, [c * 2.0**k for k, c in enumerate(EXP_32 if x.f32 else EXP_64, 2)]), r + r)
+    big = 1.0 - 2.0 / fma(e + 1.0, pow2(small_int(n)), 1.0)
     # copysign, since the polynomial makes +0 of -0
     return copysign(where(a < 0.625, small, big), x)
 

@@ -16,6 +16,7 @@ from fgrad.codegen.mathbase import (
     fma,
     in_f64,
     poly,
+    rarely,
     rint,
     scale,
     sqrt,
@@ -65,12 +66,16 @@ def _mantissa(x: V) -> tuple[V, V]:
     f = x.format
     tiny = x < 2.0 ** (1 - f.bias)
     up = f.mantissa + 2
-    bits = where(tiny, x * 2.0**up, x).bits()
-    # Subtracting the bits of sqrt(1/2) carries into the exponent exactly where the mantissa is at least sqrt(2).
-    pivot = 0x3F3504F3 if x.f32 else 0x3FE6A09E667F3BCD
-    k = (bits - pivot) >> f.mantissa
-    m = (bits - (k << f.mantissa)).as_float()
+    k, m = _normal_mantissa(where(tiny, x * 2.0**up, x).bits())
     return k - where(tiny, k.const(up), k.const(0)), m
+
+
+def _normal_mantissa(bits: V) -> tuple[V, V]:
+    f = bits.format
+    # Subtracting the bits of sqrt(1/2) carries into the exponent exactly where the mantissa is at least sqrt(2).
+    pivot = 0x3F3504F3 if f.width == 32 else 0x3FE6A09E667F3BCD
+    k = (bits - pivot) >> f.mantissa
+    return k, (bits - (k << f.mantissa)).as_float()
 
 
 def _special(x: V, result: V) -> V:
@@ -93,11 +98,22 @@ def _terms(m: V) -> tuple[V, V, V]:
 
 def log(x: V) -> V:
     """Natural logarithm."""
-    k, m = _mantissa(x)
+    f = x.format
+    smallest = 2.0 ** (1 - f.bias)
+    # Zero, subnormal and negative numbers, infinity and NaN
+    odd = ~((x >= smallest) & (x < INF))
+
+    def whole() -> V:
+        return _special(x, _log(*_mantissa(x)))
+
+    return rarely(odd, whole, _log(*_normal_mantissa(x.bits())))
+
+
+def _log(k: V, m: V) -> V:
     f, hfsq, tail = _terms(m)
     n = k.to_float()
-    hi, lo = (LN2_HI_32, LN2_LO_32) if x.f32 else (LN2_HI_64, LN2_LO_64)
-    return _special(x, n * hi - ((hfsq - fma(n, lo, tail)) - f))
+    hi, lo = (LN2_HI_32, LN2_LO_32) if m.f32 else (LN2_HI_64, LN2_LO_64)
+    return n * hi - ((hfsq - fma(n, lo, tail)) - f)
 
 
 def log1p(x: V) -> V:

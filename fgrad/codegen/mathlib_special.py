@@ -8,7 +8,7 @@ erfinv is x times a polynomial in w = -log(1 - x*x) or sqrt(w) (the scheme of Gi
 from __future__ import annotations
 
 from fgrad.codegen.mathbase import V, clamp, copysign, fma, in_f64, poly, rint, scale, sqrt, two_prod, where
-from fgrad.codegen.mathlib_exp import exp_moderate, exp_tail_parts
+from fgrad.codegen.mathlib_exp import LOG2E, exp2_moderate, exp_tail_parts
 from fgrad.codegen.mathlib_log import INF, NAN, log
 from fgrad.codegen.mathlib_trig import _cos, _sin
 
@@ -252,7 +252,7 @@ def erf(x: V) -> V:
     small = fma(x, poly(z, ERF_32 if x.f32 else ERF_64), x)
     if x.f32:
         limited = where(a.const(4.0) < a, 4.0, a)
-        tail = 1.0 - exp_moderate(-poly(limited, ERF_TAIL_32))
+        tail = 1.0 - exp2_moderate(poly(limited, [-LOG2E * c for c in ERF_TAIL_32]))
     else:
         limited = where(a.const(6.0) < a, 6.0, a)
         tail = 1.0 - erfc(limited)

@@ -19,9 +19,11 @@ from fgrad.codegen.mathbase import (
     fma,
     in_f64,
     poly,
+    rarely,
     rint,
     small_int,
     sqrt,
+    target_of,
     two_prod,
     two_sum,
     where,
@@ -195,6 +197,22 @@ def _turn_f64(x: V) -> tuple[V, V]:
     return s, sl + (gl + errl + hl + tail)
 
 
+# pi/2 in three float32 parts
+PI_2_PARTS_32 = tuple(map(float.fromhex, ("0x1.921fb6p+0", "-0x1.777a5cp-25", "-0x1.ee59dap-50")))
+NEAR_32 = 100000.0
+
+
+def _reduce_near(x: V) -> tuple[V, V]:
+    """`_reduce` for a float32 up to `NEAR_32` (Cody and Waite). The first product and difference are exact: q has 16 bits, and
+    the multiplication rounds once with the subtraction."""
+    high, middle, low = PI_2_PARTS_32
+    q = rint(x * (1.0 / PI_2_HI))
+    head = fma(q, -high, x)
+    r = fma(q, -middle, head)
+    rest = fma(q, -low, fma(q, -middle, head - r))
+    return r + rest, small_int(q)
+
+
 def _reduce(x: V) -> tuple[V, V | None, V]:
     """x = q*(pi/2) + r + low mod 2 pi: (r, low or None, q as an integer), |r| <= pi/4."""
     if x.f32:
@@ -236,15 +254,27 @@ def _pick(r: V, low: V | None, q: V) -> V:
     return (value.bits() ^ sign).as_float()
 
 
+def _wave(x: V, quarter: int) -> V:
+    """sin(x + quarter*pi/2)"""
+
+    def anywhere() -> V:
+        r, low, q = _reduce(x)
+        return _pick(r, low, q + quarter)
+
+    if not (x.f32 and target_of(x.b).fma):
+        return anywhere()
+    r, q = _reduce_near(x)
+    return rarely(~(abs(x) < NEAR_32), anywhere, _pick(r, None, q + quarter))
+
+
 def sin(x: V) -> V:
     """Sine, of any finite argument."""
-    return where(abs(x) < (2.0**-13 if x.f32 else 2.0**-28), x, _pick(*_reduce(x)))
+    return where(abs(x) < (2.0**-13 if x.f32 else 2.0**-28), x, _wave(x, 0))
 
 
 def cos(x: V) -> V:
     """Cosine, of any finite argument."""
-    r, low, q = _reduce(x)
-    return _pick(r, low, q + 1)
+    return _wave(x, 1)
 
 
 @in_f64

@@ -23,10 +23,11 @@ class Batches(Iterator[T], Generic[T]):
     block, or when this iterator is collected, so that breaking out of a loop is enough.
     """
 
+    _worker: _Worker | None = None
+
     def __init__(self, items: Iterator[T], depth: int = 0, length: int | None = None):
         self._items: Iterator[T] | None = items
         self._depth, self._length = depth, length
-        self._worker: _Worker | None = None
 
     def __len__(self) -> int:
         """How many items there are from first to last."""

@@ -196,6 +196,23 @@ def test_masked_loads_and_stores(rng):
     np.testing.assert_array_equal(got, np.where(np.arange(n) % 2 == 0, want, 7.0))
 
 
+@pytest.mark.parametrize("extent", [4, 13, 16, 40, 77])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_rows_read_backwards(rng, extent, dtype):
+    """out[i] = x[extent - 1 - i], and the same of a row that is moved by 3 and has nothing beyond its ends."""
+    kind = np.dtype(dtype)
+    x, i = Buffer("x", kind, extent), LoopVar("i", extent)
+    out, moved = Buffer("out", kind, extent, "out"), Buffer("moved", kind, extent, "out")
+    at, beyond = Affine(extent - 1, [(i, -1)]), Affine(extent + 2, [(i, -1)])
+    inside = op("lt", beyond, Const(extent, I8), dtype=BOOL)
+    stores = [Store(out, i, Load(x, at)), Store(moved, i, Load(x, beyond, inside, Const(7, kind)))]
+    call = compile_program(program_of(Kernel("mirror", (out, moved, x), [Loop(i, stores, "vector")])))
+    a = (rng.integers(0, 256, extent)).astype(dtype)
+    got, got_moved = call([a])
+    np.testing.assert_array_equal(got, a[::-1])
+    np.testing.assert_array_equal(got_moved, np.concatenate([np.full(3, 7), a[::-1]])[:extent].astype(dtype))
+
+
 def test_masked_load_of_an_empty_buffer():
     x, out, i = Buffer("x", F4, 0), Buffer("out", F4, 6, "out"), LoopVar("i", 6)
     never = op("lt", i, Const(0, I8), dtype=BOOL)

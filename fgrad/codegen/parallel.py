@@ -69,6 +69,7 @@ _MOST_TRANSFORMS = 16  # pieces of a Winograd convolution, which need much memor
 _COPY_CYCLES = 0.2  # a byte
 Planner: TypeAlias = Callable[[Contraction, TargetInfo], Plan | WinogradPlan | None]
 _OVERHEAD = 1.1  # pieces may cost this much more than the whole
+_ENOUGH = 1.06  # and are not made larger if they cost no more than this
 
 
 @dataclass(frozen=True)
@@ -353,12 +354,20 @@ def _best_pieces(
     target: TargetInfo,
     epilogue: Epilogue | None,
 ) -> ContractPieces | None:
-    """As many pieces as possible; of a Winograd convolution as many as cost little, as each transforms its operands."""
+    """As many pieces as cost little more than the whole; of a Winograd convolution as many as cost little, as each transforms its operands."""
     if not isinstance(whole, WinogradPlan):
         planner: Planner = plan
         if epilogue is not None:
             planner = lambda spec, target: plan_with(spec, epilogue, target)
-        return _contract_pieces(spec, dim, counts[-1], is_k, planner, target, epilogue)
+        best, most = None, counts[-1]
+        while most:  # pieces that repeat much work (packing a kernel) are made larger
+            pieces = _contract_pieces(spec, dim, most, is_k, planner, target, epilogue)
+            if pieces and (best is None or pieces.cycles < best.cycles):
+                best = pieces
+            if best and best.cycles < _ENOUGH * whole.cycles:
+                break
+            most = max((n for n in counts if n <= most // 2), default=0)
+        return best
     found = [
         _contract_pieces(spec, dim, n, is_k, plan_winograd, target) for n in counts if n <= _MOST_TRANSFORMS
     ]

@@ -35,6 +35,17 @@ def test_donation_reuses_memory():
     np.testing.assert_array_equal(p, np.full(1000, 6.0))
 
 
+@pytest.mark.parametrize("look", [np.asarray, float, str, lambda a: a.sum(), lambda a: np.asarray(a)[:1]])
+def test_memory_that_was_looked_at_is_reused_when_nobody_looks_any_more(look):
+    step = fgrad.jit(lambda p: p + 1, donate=0)
+    p = step(np.zeros(1, "float32"))
+    address = p._ptr
+    for _ in range(5):
+        look(p)
+        p = step(p)
+    assert p._ptr == address
+
+
 def train_step():
     return fgrad.jit(lambda p: {k: v * 2 for k, v in p.items()}, donate=0)
 

@@ -28,11 +28,11 @@ def binary(
 
     def f(x: Any, y: Any, /) -> Array:
         a, b = operands(name, x, y, inexact=inexact, broadcast=False)
+        if ufunc is not None and a.dtype != BOOL:
+            out = at_once(ufunc, a, b)
+            if out is not None:
+                return out
         if a.shape != b.shape:
-            if ufunc is not None and a.dtype != BOOL:
-                out = at_once(ufunc, a, b)
-                if out is not None:
-                    return out
             a, b = broadcast_all(name, [a, b])
         if a.dtype == BOOL and on_bool is not None:
             if callable(on_bool):

@@ -7,6 +7,7 @@ that do the same for one structure of arguments without loops.
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,12 +83,7 @@ class Compiled:
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """Run the program on leaves of the kinds that it was compiled for."""
-        pointers: list[int] = []
-        memories: list[Any] = []  # what keeps the elements alive until the end of the call
-        for leaf, kind in zip(leaves, self.kinds, strict=True):
-            memory, pointer = _elements(leaf, kind)
-            memories.append(memory)
-            pointers.append(pointer)
+        pointers, memories = _gather(leaves, self.kinds)
         if self.donated:
             self._take_over(leaves, pointers, memories)
         executable = self.executable
@@ -110,15 +106,17 @@ class Compiled:
             for x in arrays:
                 if x._memory is None:  # by another thread, just now
                     raise deleted()
+            times = Counter(pointers)
             for i in self.onto:
                 block = None
-                if type(leaves[i]) is ConcreteArray and pointers.count(pointers[i]) == 1:
+                if type(leaves[i]) is ConcreteArray and times[pointers[i]] == 1:
                     memories[i] = None
                     block = _own_block(leaves[i])
                 if block is None:
                     nbytes = self.executable.program.inputs[i].nbytes
                     block, address = new_block(nbytes)
                     ctypes.memmove(address, pointers[i], nbytes)
+                    times[pointers[i]] -= 1  # of an array given twice, one may be overwritten
                     pointers[i] = address
                 memories[i] = block
             for x in arrays:  # before the call: an index error leaves it half overwritten
@@ -131,6 +129,18 @@ def _own_block(x: ConcreteArray) -> Block | None:
     if type(memory) is Block:
         return memory
     return None if memory is None else only_block(memory)
+
+
+def _gather(leaves: Sequence[Any], kinds: Sequence[Any]) -> tuple[list[int], list[Any]]:
+    """The addresses of the leaves' elements, and what keeps these alive. (A function of its own, as its variables must not
+    be among the references that `only_block` counts.)"""
+    pointers: list[int] = []
+    memories: list[Any] = []
+    for leaf, kind in zip(leaves, kinds, strict=True):
+        memory, pointer = _elements(leaf, kind)
+        memories.append(memory)
+        pointers.append(pointer)
+    return pointers, memories
 
 
 def _elements(leaf: Any, kind: Any) -> tuple[Any, int]:

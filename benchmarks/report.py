@@ -4,6 +4,7 @@ python benchmarks/peers.py --json benchmarks/results/cpu.json
 python benchmarks/epochs.py --json benchmarks/results/epochs.json
 python benchmarks/fused_vs_eager.py --json benchmarks/results/fused_vs_eager.json
 python benchmarks/startup.py --json benchmarks/results/startup.json
+python benchmarks/overhead.py --json benchmarks/results/overhead.json
 python benchmarks/limits.py --json benchmarks/results/limits.json
 python benchmarks/profile_w3.py --json benchmarks/results/profile_w3.json
 python benchmarks/report.py
@@ -170,6 +171,21 @@ def startup() -> str:
     return table(load("startup")[1], headings)
 
 
+def overhead() -> str:
+    """What a call costs, if `overhead.py` has left it."""
+    if not (HERE / "results" / "overhead.json").exists():
+        return ""
+    headings = {
+        "leaves": "arrays in and out",
+        "kind": "",
+        "fgrad_us": "fgrad µs",
+        "jax_us": "jax.jit µs",
+        "ratio": "ratio",
+    }
+    text = "\nA call of a compiled function that does next to nothing (`benchmarks/overhead.py`):\n\n"
+    return f"{text}{table(load('overhead')[1], headings)}\n"
+
+
 def limits() -> str:
     """What the machine can do at best, if `limits.py` has left it."""
     found = HERE / "results" / "limits.json"
@@ -214,7 +230,7 @@ starting up in a new process (`benchmarks/startup.py`):
 {eager()}
 
 {startup()}
-{limits()}
+{overhead()}{limits()}
 {END}"""
     readme = HERE.parent / "README.md"
     old = readme.read_text()

@@ -78,12 +78,10 @@ def fgrad_epochs(case: Case, epochs: int, limit: int | None, start: Path) -> dic
     weights = {f"w{i}": np.asarray(x) for i, x in enumerate(tree.leaves(params))}
     np.savez(start, **weights, orders=np.stack([train.order(e) for e in range(epochs)]))
 
-    begin = time.perf_counter()
     *_, last = train.batches(0)
     for x, y in (next(train.batches(0)), last):  # the last batch has fewer examples: a program of its own
         copies = tree.map(lambda a: fgrad.numpy.array(a), (params, state))
         example.step(*copies, x, y)
-    compiled = time.perf_counter() - begin
 
     seconds, losses = [], []
     for _ in range(epochs):
@@ -102,7 +100,6 @@ def fgrad_epochs(case: Case, epochs: int, limit: int | None, start: Path) -> dic
         "eval_s": time.perf_counter() - begin,
         "accuracy": 100 * float(np.concatenate(right).mean()),
         "loss": losses[-1],
-        "compile_s": compiled,
     }
 
 

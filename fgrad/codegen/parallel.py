@@ -371,7 +371,8 @@ def _best_pieces(
     found = [
         _contract_pieces(spec, dim, n, is_k, plan_winograd, target) for n in counts if n <= _MOST_TRANSFORMS
     ]
-    return min((p for p in found if p), key=lambda p: p.cycles * (1 + 0.2 / p.count), default=None)
+    cheap = [p for p in found if p is not None and p.cycles <= _OVERHEAD * whole.cycles]
+    return min(cheap, key=lambda p: p.cycles * (1 + 0.3 / p.count), default=None)
 
 
 def _contract_pieces(

@@ -363,8 +363,8 @@ def cost(p: WinogradPlan) -> float:
     kernel = depth * per_k + p.mr * p.columns * (4 if s.weight_grad and p.blocks > 1 else 2) + 20
     total = p.blocks * places * -(-rows // p.mr) * -(-wide // p.nr) * kernel
     # Transforms of a tile of a vector of channels: there, back (or of the cotangent), the kernel's.
-    each = {4: (280.0, 260.0, 300.0), 2: (110.0, 90.0, 160.0)}[p.m]
-    moving = 8.0 * p.m * p.m
+    each = {4: (270.0, 170.0, 260.0), 2: (90.0, 60.0, 130.0)}[p.m]
+    moving = 7.0 * p.m * p.m
     total += tiles * -(-s.channels // lanes) * (each[0] + moving)
     total += tiles * -(-s.outputs // lanes) * (each[1] + moving)
     total += s.outputs * s.channels / lanes * each[2]

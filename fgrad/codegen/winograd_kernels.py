@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from llvmlite import ir
 
-from fgrad.codegen.irtools import I64, Emitter, Index
+from fgrad.codegen.irtools import Emitter, Index
 from fgrad.codegen.microkernel import emit_outer_product
 from fgrad.codegen.packing import transpose
 from fgrad.codegen.winograd_matrices import TAPS, Matrix, Transforms, emit_tile
@@ -98,20 +98,21 @@ class Kernels:
     ) -> None:
         """Move ``width`` neighbours of a block of channels, ``stride`` apart, between the image and a buffer in which the
         channels of a place lie together. ``row`` is the length of a row in the image and in the buffer."""
-        run, pitch = row
-        places = [i // run * pitch + i % run for i in range(width)]
+        run, pitch = min(row[0], width), row[1]
 
-        def body(k: Kernels, image, stage, stride, last=None) -> None:
+        def body(k: Kernels, image, stage, stride, pitch, last=None) -> None:
             lines = k.lines(image, stride, last)
+            starts = [k.at(stage, k.e.mul(pitch, r * k.lanes)) for r in range(width // run)]
+            places = [(starts[i // run], i % run * k.lanes) for i in range(width)]
             if out:
-                k.put_columns([k.load(stage, place * k.lanes) for place in places], lines)
+                k.put_columns([k.load(*place) for place in places], lines)
             else:
                 for place, value in zip(places, k.columns_of(lines, width), strict=True):
-                    k.store(value, stage, place * k.lanes)
+                    k.store(value, *place)
 
-        shape = f"{width}" + (f"_{run}_{pitch}" if run < width else "")
+        shape = f"{width}" + (f".{run}" if run < width else "")
         name = f"{'scatter' if out else 'gather'}.{shape}" + ("" if last is None else ".some")
-        self._call(name, body, image, stage, stride, *(() if last is None else (last,)))
+        self._call(name, body, image, stage, stride, pitch, *(() if last is None else (last,)))
 
     def transform(
         self,
@@ -131,7 +132,7 @@ class Kernels:
         def body(k: Kernels, source, width, goal, pitch, place, count) -> None:
             e, lanes = k.e, k.lanes
             rows = [e.mul(width, a * lanes) for a in range(side)]
-            places = _multiples(e, place, len(matrix) ** 2)
+            places = _multiples(e, place)
 
             def tile(_, source, goal):
                 starts = [k.at(source, row) for row in rows]
@@ -152,7 +153,7 @@ class Kernels:
 
         def body(k: Kernels, source, pitch, place, goal, width, count) -> None:
             e, lanes, m = k.e, k.lanes, k.t.m
-            places = _multiples(e, place, k.t.size**2)
+            places = _multiples(e, place)
             rows = [e.mul(width, a * lanes) for a in range(m)]
 
             def tile(_, source, goal):
@@ -188,7 +189,7 @@ class Kernels:
 
         def body(k: Kernels, source, per_output, per_channel, goal, step, place, count, last=None) -> None:
             e = k.e
-            places = _multiples(e, place, k.t.size**2)
+            places = _multiples(e, place)
             lines = [e.mul(i if last is None else e.minimum(i, last), per_output) for i in range(k.lanes)]
 
             def channel(_, source, goal):
@@ -213,7 +214,7 @@ class Kernels:
         """The sums for a vector of channels back to the gradient of their taps."""
 
         def body(k: Kernels, source, place, goal, stride, last=None) -> None:
-            places = _multiples(k.e, place, k.t.size**2)
+            places = _multiples(k.e, place)
             result = emit_tile(k.e, k.t.gt, k.load_places(source, places), (), k.t.pairs)
             k.put_columns([v for line in result for v in line], k.lines(goal, stride, last))
 
@@ -268,10 +269,6 @@ class Kernels:
         self._call(name, body, left, right, goal, depth, *pitches, *extra)
 
 
-def _multiples(e: Emitter, step: Index, count: int) -> Callable[[int], Index]:
-    """``i * step`` for ``i < count``, computed where it is used."""
-    del count
+def _multiples(e: Emitter, step: Index) -> Callable[[int], Index]:
+    """``i * step``, computed where it is used."""
     return lambda i: e.mul(step, i)
-
-
-assert I64.width == 64

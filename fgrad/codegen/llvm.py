@@ -22,7 +22,7 @@ Each expression is computed once per innermost scope that needs it, and outside 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ from llvmlite import ir
 
 from fgrad import dtypes
 from fgrad.codegen import lanes, scalar
+from fgrad.codegen.dependence import Dependence
+from fgrad.codegen.jam import jam_rows
 from fgrad.codegen.loops import (
     Acc,
     Affine,
@@ -47,9 +49,7 @@ from fgrad.codegen.loops import (
     Stmt,
     Store,
     Update,
-    children,
     expressions,
-    statements,
 )
 from fgrad.codegen.mathbase import intrinsic
 from fgrad.codegen.nestinfo import changed_by, nodes, weight
@@ -103,7 +103,13 @@ def emit_kernel(
     ).run()
 
 
-class _KernelEmitter(VectorLoops):
+def _even_pieces(kernel: Kernel) -> bool:
+    """Whether no piece of the kernel begins or ends between two rows of a pair."""
+    pieces = kernel.meta.get("pieces")
+    return pieces is not None and pieces.chunk % 2 == 0
+
+
+class _KernelEmitter(Dependence, VectorLoops):
     def __init__(
         self,
         module: ir.Module,
@@ -117,7 +123,16 @@ class _KernelEmitter(VectorLoops):
         module.fgrad_target = target  # mathematical functions ask for it
         parameters = [POINTER] * (max(binding.slots, default=-1) + 1) + [I64, I64] * ranged
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), parameters), name)
-        self.range = (kernel.body[0], *self.function.args[-2:]) if ranged else None
+        # Pieces of a range may have an odd row left over; what is inside of its loop is as it always was.
+        whole = kernel.body[0] if ranged else None
+        assert whole is None or isinstance(whole, Loop)
+        self.body = jam_rows(kernel.body, None if _even_pieces(kernel) else whole)
+        self.range: tuple[Stmt, ir.Value, ir.Value] | None = None
+        if whole is not None:
+            first, bounds = self.body[0], self.function.args[-2:]
+            assert isinstance(first, Loop)
+            self.halved = first.var.extent < whole.var.extent
+            self.range = (first, *bounds)
         self.pointers = {b: self.function.args[s] for b, s in zip(kernel.buffers, binding.slots, strict=True)}
         written = {s for b, s in zip(kernel.buffers, binding.slots) if b.role != "in"}
         self.shared_reads = {
@@ -162,7 +177,10 @@ class _KernelEmitter(VectorLoops):
         start = fn.append_basic_block("start")
         self.builder = ir.IRBuilder(start)
         self.allocas = ir.IRBuilder(entry)
-        self.block(self.kernel.body)
+        if self.range is not None and self.halved:
+            loop, first, stop = self.range
+            self.range = (loop, self.builder.lshr(first, I64(1)), self.builder.lshr(stop, I64(1)))
+        self.block(self.body)
         self.report_failures()
         self.builder.ret_void()
         self.allocas.branch(start)
@@ -428,55 +446,3 @@ class _KernelEmitter(VectorLoops):
     def read(self, address: ir.Value, dtype: np.dtype) -> ir.Value:
         raw = self.builder.load(address, typ=scalar.memory_type(dtype), align=dtype.itemsize)
         return scalar.from_memory(self.builder, raw, dtype)
-
-    # -------------------------------------------------------------------------------------------- what depends on what
-
-    def needs(self, e: Expr) -> frozenset[Any]:
-        """What can change `e`: loop variables, accumulators, and buffers that this kernel writes."""
-        found = self.known_needs.get(id(e))
-        if found is not None:
-            return found
-        pending = [e]
-        while pending:
-            node = pending[-1]
-            missing = [c for c in children(node) if id(c) not in self.known_needs]
-            if missing:
-                pending.extend(missing)
-                continue
-            pending.pop()
-            mine: set[Any] = set()
-            if isinstance(node, (LoopVar, Acc)):
-                mine.add(node)
-            elif isinstance(node, Load) and node.buffer.role != "in":
-                mine.add(node.buffer)
-            self.known_needs[id(node)] = frozenset(mine).union(
-                *(self.known_needs[id(c)] for c in children(node))
-            )
-            self.keep.append(node)
-        return self.known_needs[id(e)]
-
-    def forget(self, changed: Iterable[Any]) -> None:
-        """Drop every remembered value that `changed` may have changed."""
-        gone = frozenset(changed)
-        for scope in self.scopes:
-            stale = [key for key in scope if not gone.isdisjoint(self.known_needs.get(key, ()))]
-            for key in stale:
-                del scope[key]
-
-    def hoist(self, stmt: Loop, changed: set[Any]) -> None:
-        """Compute, before the loop, the largest expressions that do not change in it. (Loops run at least once.)"""
-        unknown = changed | {s.var for s in statements([stmt]) if isinstance(s, Loop)}
-        seen: set[int] = set()
-        pending = [e for s in statements(stmt.body) for e in expressions(s)]
-        while pending:
-            e = pending.pop()
-            if id(e) in seen:
-                continue
-            seen.add(id(e))
-            if not unknown.isdisjoint(self.needs(e)):
-                pending.extend(children(e))
-            elif isinstance(e, (Op, Load)) and self.initialised(e):
-                self.value(e)
-
-    def initialised(self, e: Expr) -> bool:
-        return all(n in self.accumulators for n in self.needs(e) if isinstance(n, Acc))

@@ -62,7 +62,8 @@ sub_p = elementwise(
 div_p = elementwise(
     "div",
     np.divide,
-    partials=(lambda out, x, y: reciprocal(y), lambda out, x, y: neg(div(out, y))),
+    # Both by one reciprocal, which costs nothing where y is broadcast: division is the slowest of the common operations.
+    partials=(lambda out, x, y: reciprocal(y), lambda out, x, y: neg(mul(out, reciprocal(y)))),
     transpose=_div_transpose,
     accepts=dtypes.is_inexact,
 )

@@ -73,6 +73,8 @@ _COST["threefry2x32"] = 70
 
 _NO_TYPE = Type((), dtypes.bool_)
 
+CONTRACTIONS = frozenset({"dot_general", "conv", "conv_input_grad", "conv_weight_grad"})
+
 CHEAP = 4  # a value that costs this much or less is computed again by each reader rather than stored
 MOST_EQUATIONS = 48  # in one expression: keeps kernels readable and recursion shallow
 
@@ -142,6 +144,8 @@ class Lowering:
             for a in set(eqn.inputs):
                 if isinstance(a, Var):
                     self.uses[a] = self.uses.get(a, 0) + 1
+        # Contractions read memory: what one reads is computed there at once, so that others read it too, not its inputs.
+        self.for_contractions = {a for e in graph.eqns if e.prim.name in CONTRACTIONS for a in e.inputs}
         self.checked: set[tuple[Atom, int]] = set()  # indices checked against an axis of that size
         self.out_bufs = list(outputs)
         self._place_outputs()
@@ -194,7 +198,17 @@ class Lowering:
         return [self.value(a) for a in atoms]
 
     def cost(self, value: Lazy) -> int:
-        return sum(_COST.get(e.prim.name, 1) for e in value.eqns)
+        return sum(1 if self.steady(e) else _COST.get(e.prim.name, 1) for e in value.eqns)
+
+    def steady(self, eqn: Eqn) -> bool:
+        """Whether the inputs are the same along the last axis: what follows from them is computed outside the innermost loop."""
+        for a in eqn.inputs:
+            made = self.producer.get(a) if isinstance(a, Var) else None
+            if isinstance(a, Var) and (made is None or made.prim.name != "broadcast"):
+                return False
+            if made is not None and len(a.type.shape) - 1 in made.params["axes"]:
+                return False
+        return bool(eqn.inputs)
 
     def loop_vars(self, value: Lazy) -> tuple[list[list[LoopVar]], tuple[Expr, ...]]:
         """Fresh loop variables over the elements of `value`, grouped by dimension, and the index of each dimension."""
@@ -283,7 +297,7 @@ class Lowering:
         return self.of_buf(buf)
 
     def worth_storing(self, var: Var, value: Lazy) -> bool:
-        if len(value.eqns) > MOST_EQUATIONS:
+        if len(value.eqns) > MOST_EQUATIONS or (var in self.for_contractions and value.view is None):
             return True
         return self.uses.get(var, 0) > 1 and self.cost(value) > CHEAP
 

@@ -38,7 +38,6 @@ from fgrad.show import eqn_text
 
 SUM_BLOCK = 4096
 LARGEST_UNROLL = 4
-LARGEST_SPLIT = 128
 
 
 class Rewriter:
@@ -140,28 +139,6 @@ def unroll_small(b: Builder, body: list[Stmt]) -> list[Stmt]:
     return result
 
 
-def split_short(b: Builder, body: list[Stmt]) -> list[Stmt]:
-    """Cut short vector loops inside other loops into pieces that vectors fill: 13 = 8 + 4 + 1. Left whole, LLVM runs the
-    part beyond its last full vector one element at a time, which for rows of a small image is most of the work."""
-    result: list[Stmt] = []
-    for s in body:
-        if not isinstance(s, Loop):
-            result.append(s)
-        elif s.kind == "vector" and 4 < s.var.extent < LARGEST_SPLIT and s.var.extent % 8:
-            begin = 0
-            for width in (s.var.extent // 8 * 8, s.var.extent % 8 // 4 * 4):
-                if width:
-                    piece = LoopVar(s.var.name, width)
-                    part = replace_vars(b, s.body, {s.var: b.add(piece, begin)})
-                    result.append(Loop(piece, part, "vector"))
-                    begin += width
-            for k in range(begin, s.var.extent):
-                result.extend(replace_vars(b, s.body, {s.var: loops.const_index(k)}))
-        else:
-            result.append(Loop(s.var, split_short(b, s.body), s.kind))
-    return result
-
-
 def block_sums(b: Builder, body: list[Stmt], times: int = 1) -> list[Stmt]:
     """Give the float sums of innermost loops accumulators of their own: of each block of a long loop, and of a loop that
     adds to an accumulator started outside the loops around it (which run it `times` times)."""
@@ -239,8 +216,6 @@ def finish_kernel(shared: Any, name: str, body: list[Stmt], eqns: Sequence[Eqn])
     b: Builder = shared.builder
     plain = collapse(b, body)
     body = unroll_small(b, plain)
-    if not all(isinstance(s, Loop) and s.kind == "vector" for s in body):
-        body = split_short(b, body)
     body = block_sums(b, body)
     stored: dict[Buffer, bool] = {}  # whether it is also read
     read: dict[Buffer, None] = {}

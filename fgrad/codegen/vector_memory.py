@@ -77,16 +77,12 @@ class VectorMemory:
 
     def _raw_lanes(self: Any, e: Load, stride: int | None, mask: ir.Value | None) -> ir.Value:
         """What is in memory, in the lanes that `mask` names."""
-        b, lanes = self.builder, self.lanes
+        lanes = self.lanes
         kind = ir.VectorType(scalar.memory_type(e.dtype), lanes.count)
-        size = e.dtype.itemsize
-        if stride == 1 and (mask is None or self.masks):
-            address = self.address(e.buffer, self.base_index(e.index))
-            if mask is None:
-                return b.load(address, typ=kind, align=size)
-            return self._masked("load", kind, address, mask, size, None)
-        if stride == -1 and (mask is None or self.masks):
-            return self._load_backwards(e, mask, kind)
+        if stride in (1, -1) and (mask is None or self.masks):
+            return self._load_row(e, stride, self._row_start(e, stride, kind), mask, kind)
+        if stride in (1, -1) and mask is not lanes.mask and e.buffer.size >= kind.count:
+            return self._load_row_or_lanes(e, stride, mask, kind)
         family = self.plan.families.get(id(e))
         if family is not None and mask is lanes.mask and lanes.live is not None:
             found = self._load_family(e, family, kind)
@@ -94,18 +90,39 @@ class VectorMemory:
                 return found
         return self._gather(e, stride, mask, kind)
 
-    def _load_backwards(self: Any, e: Load, mask: ir.Value | None, kind: ir.VectorType) -> ir.Value:
-        """A mirrored row: one load that ends at the element of lane 0, and its lanes in reverse."""
-        b, size, last = self.builder, e.dtype.itemsize, kind.count - 1
-        start = b.sub(self.base_index(e.index), I64(last), flags=("nsw",))
+    def _row_start(self: Any, e: Load, stride: int, kind: ir.VectorType) -> ir.Value:
+        """The index of the first element of a row in memory; of a mirrored one, it is that of the last lane."""
+        first = self.base_index(e.index)
+        return first if stride == 1 else self.builder.sub(first, I64(kind.count - 1), flags=("nsw",))
+
+    def _load_row(
+        self: Any, e: Load, stride: int, start: ir.Value, mask: ir.Value | None, kind: ir.VectorType
+    ) -> ir.Value:
+        b, size, backwards = self.builder, e.dtype.itemsize, range(kind.count - 1, -1, -1)
         address = self.address(e.buffer, start)
         if mask is None:
             found = b.load(address, typ=kind, align=size)
         else:
-            found = self._masked(
-                "load", kind, address, self.take(mask, mask, range(last, -1, -1)), size, None
-            )
-        return self.take(found, found, range(last, -1, -1))
+            mask = mask if stride == 1 else self.take(mask, mask, backwards)
+            found = self._masked("load", kind, address, mask, size, None)
+        return found if stride == 1 else self.take(found, found, backwards)
+
+    def _load_row_or_lanes(self: Any, e: Load, stride: int, mask: ir.Value, kind: ir.VectorType) -> ir.Value:
+        """Without masked loads: the lanes that `mask` does not name are read as well, where they are in the buffer."""
+        b = self.builder
+        start = self._row_start(e, stride, kind)
+        inside = b.icmp_unsigned(
+            "<=", start, I64(e.buffer.size - kind.count)
+        )  # a negative start is a large number
+        with b.if_else(inside, likely=True) as (then, otherwise):
+            with then:
+                row, row_block = self._load_row(e, stride, start, None, kind), b.block
+            with otherwise:
+                lanes, lanes_block = self._gather(e, stride, mask, kind), b.block
+        result = b.phi(kind)
+        result.add_incoming(row, row_block)
+        result.add_incoming(lanes, lanes_block)
+        return result
 
     def _load_family(self: Any, e: Load, family: Family, kind: ir.VectorType) -> ir.Value | None:
         """Every so many elements: one longer load for the whole family, then a shuffle for each member."""

@@ -26,6 +26,7 @@ from fgrad.codegen.loops import (
     index_scale,
 )
 from fgrad.codegen.program import Block, Buf, CopyStep, KernelStep, Program
+from fgrad.codegen.target import host
 from fgrad.errors import FgradIndexError
 from fgrad.runtime.executable import compile_program
 
@@ -176,7 +177,11 @@ def test_bfloat16_elements_are_rounded_as_ml_dtypes_rounds_them(rng):
     np.testing.assert_array_equal(got.view(np.uint16), (a * a).view(np.uint16))
 
 
-def test_masked_loads_and_stores(rng):
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
+def test_masked_loads_and_stores(rng, monkeypatch, vector_bytes):
+    if vector_bytes > host().vector_bytes:
+        pytest.skip("this processor has no vectors so wide")
+    monkeypatch.setattr("fgrad.runtime.executable.host", lambda: host().with_vector_bytes(vector_bytes))
     # out[i] = x[i - 3] inside, -1 outside; only even positions are stored.
     n, m = 40, 30
     x, out, i = Buffer("x", F4, m), Buffer("out", F4, n, "inout"), LoopVar("i", n)
@@ -198,8 +203,12 @@ def test_masked_loads_and_stores(rng):
 
 @pytest.mark.parametrize("extent", [4, 13, 16, 40, 77])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_rows_read_backwards(rng, extent, dtype):
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
+def test_rows_read_backwards(rng, monkeypatch, extent, dtype, vector_bytes):
     """out[i] = x[extent - 1 - i], and the same of a row that is moved by 3 and has nothing beyond its ends."""
+    if vector_bytes > host().vector_bytes:
+        pytest.skip("this processor has no vectors so wide")
+    monkeypatch.setattr("fgrad.runtime.executable.host", lambda: host().with_vector_bytes(vector_bytes))
     kind = np.dtype(dtype)
     x, i = Buffer("x", kind, extent), LoopVar("i", extent)
     out, moved = Buffer("out", kind, extent, "out"), Buffer("moved", kind, extent, "out")

@@ -138,11 +138,15 @@ def chart() -> str:
 
 def epochs() -> str:
     headings = {
-        "workload": "example",
+        "workload": "",
+        "what": "an epoch of",
         "epochs": "epochs",
         "fgrad_s": "fgrad, s an epoch",
         "pytorch_s": "PyTorch, s an epoch",
         "ratio": "ratio",
+        "pytorch_loading": "PyTorch loads",
+        "fgrad_eval_s": "fgrad, s to test",
+        "pytorch_eval_s": "PyTorch, s to test",
         "fgrad_accuracy": "fgrad accuracy %",
         "pytorch_accuracy": "PyTorch accuracy %",
     }

@@ -319,6 +319,9 @@ def _inner(p: Plan) -> Iterator[Candidate]:
     kc = chunk * math.prod(level[0] for level in depth[split + 1 :])
     single = kc == k
     full = target.lanes(size)
+    # Loads of both operands are rarely aligned, so each counts as one and a half; from beyond the first-level cache as more.
+    share = kc / k * size
+    column_load = 1.5 if _footprint(spec.rhs, spec) * share <= target.l1 // 2 else 2.2
     heights = [mr for mr in range(1, min(m, 16) + 1) if tile_offsets(m_levels, mr) is not None]
     breadths = [nr for nr in range(1, min(n, 16) + 1) if tile_offsets(n_levels, nr) is not None]
     for lanes in {full, max(2, full // 2)}:
@@ -334,8 +337,8 @@ def _inner(p: Plan) -> Iterator[Candidate]:
                 n_overlap = n % nr != 0
                 if n_overlap and (not single or p.whole or len(n_levels) > 1):
                     continue
-                # Loads of both operands are rarely aligned, so each counts as one and a half.
-                per_step = max(mr * nr, 1.5 * (mr + nr), 8) * speed + 0.5
+                row_load = 1.5 if mr * kc * size <= target.l1 // 2 else 2.2
+                per_step = max(mr * nr, row_load * mr + column_load * nr, 8) * speed + 0.5
                 tile = (k // run) * (steps * per_step + 2) + -(-k // kc) * (mr * nr * 2.5 + 15)
                 yield (
                     b * -(-m // mr) * -(-n // nr) * tile,
@@ -380,6 +383,11 @@ def _direct(
     lines = math.prod(axis.place.extent for axis in stencil.outer)
     pairs = math.prod(axis.pairs for axis in stencil.outer)
     extent, first = stencil.inner.place.extent, spec.k[0]
+    divisions = sorted({-(-extent // tile) for tile in range(min(extent, 7), min(extent, 30) + 1)})
+    groups = [t for t in range(1, 29) if last % t == 0]
+    # Rows a multiple of this many bytes apart compete for the same few places in the first-level cache.
+    apart = stencil.view.strides.get(stencil.loops[-1].name, 0) * size if stencil.loops else 1
+    crowded = 8 if apart % (target.l1 // 8) == 0 else 29
     sizes = {c * lanes for c in range(1, 7) if m % (c * lanes) == 0} | ({m} if m <= 6 * lanes else set())
     for nr in sizes:
         starts = tuple(range(0, nr, lanes))
@@ -389,9 +397,9 @@ def _direct(
         fits = target.l2 // 2 // (size * nr * k // first.extent)
         if first in stencil.channels and out.dtype == acc and not whole and fits < first.extent:
             chunks.add(max(1, fits))
-        for parts in range(-(-extent // 32), min(extent, -(-extent // 4)) + 1):
+        for parts in divisions:
             tile = -(-extent // parts)
-            for together in (t for t in range(1, 9) if last % t == 0):
+            for together in groups:
                 mr = tile * together
                 if mr * len(widths) + len(widths) + 1 > target.registers:
                     break
@@ -414,6 +422,8 @@ def _direct(
                     nc = min(max(1, block), m // nr) * nr
                     times = -(-first.extent // chunk)
                     cost = (m // nr) * (loops // together) * pairs * channels * work
+                    if together > crowded:
+                        cost *= 1.3
                     if size * nc * (k // first.extent) * chunk > target.l2 * 3 // 4:
                         cost *= 1.1
                     cost += tiles * times * (store + 30)

@@ -209,3 +209,54 @@ def test_a_copy_outlives_the_donation():
     assert x.is_deleted
     for c in copies:
         np.testing.assert_array_equal(c, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_calls_views_and_donations_never_disturb_each_other(seed):
+    """Arrays, NumPy views of them and expected values, through many calls in random order: nothing ever changes under
+    anybody, and what is donated is gone."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.choice([3, 40, 30_000]))
+    several = fgrad.jit(lambda x, y: {"sum": x + y, "total": (x * y).sum(), "both": [x - y, y * 0.5]})
+    update = fgrad.jit(lambda p, g: ([v - 0.25 * g for v in p], g.sum()), donate=0)
+    arrays = [(fnp.asarray(v), v) for v in rng.normal(size=(3, size)).astype("float32")]
+    views = []
+    makers = [
+        np.asarray,
+        lambda a: np.asarray(a)[1:],
+        lambda a: a.reshape(-1)[:2],
+        lambda a: memoryview(np.asarray(a)),
+    ]
+
+    def pick():
+        return arrays[rng.integers(len(arrays))]
+
+    for _ in range(150):
+        action = rng.integers(5)
+        if action <= 1:
+            (a, va), (b, vb) = pick(), pick()
+            out = several(a, b if rng.integers(2) else vb)
+            arrays += [
+                (out["sum"], va + vb),
+                (out["both"][0], va - vb),
+                (out["both"][1], vb * np.float32(0.5)),
+            ]
+            np.testing.assert_allclose(out["total"], np.dot(va, vb), rtol=1e-3, atol=1e-2)
+        elif action == 2:
+            (a, va), (b, vb), (g, vg) = pick(), pick(), pick()
+            (p, q), _ = update([a, b], g)
+            arrays = [x for x in arrays if x[0] is not a and x[0] is not b]
+            assert a.is_deleted and b.is_deleted
+            arrays += [(p, va - np.float32(0.25) * vg), (q, vb - np.float32(0.25) * vg)]
+        elif action == 3:
+            a, _ = pick()
+            view = makers[rng.integers(len(makers))](a)
+            views.append((view, np.array(view)))
+        else:
+            keep = rng.permutation(len(arrays))[: max(3, len(arrays) // 2)]
+            arrays = [arrays[i] for i in keep]
+            views = views[-6:]
+    for view, expected in views:
+        np.testing.assert_array_equal(np.asarray(view), expected)
+    for a, expected in arrays:
+        np.testing.assert_allclose(a, expected, rtol=1e-4, atol=1e-4)

@@ -309,7 +309,9 @@ def _saturated(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         result = x.astype(dtype)
     if not inside.all():
-        ends = np.array([least, 0, most], dtype)  # not Python integers: NumPy 2.5 refuses those beyond int64 here
+        ends = np.array(
+            [least, 0, most], dtype
+        )  # not Python integers: NumPy 2.5 refuses those beyond int64 here
         result = np.where(inside, result, ends[np.where(x > 0, 2, np.where(x < 0, 0, 1))])
     return result
 

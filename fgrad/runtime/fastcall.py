@@ -326,6 +326,6 @@ def fast_call(
         ]
     )
     exec(text, names)
-    call = names["call"]
+    call = names.pop("call")  # no cycle: a program and its memory go with the function that was compiled
     call.source = text
     return call

@@ -128,3 +128,24 @@ def test_large_outputs_are_written_to_warm_memory():
         addresses.add(y._ptr)
     assert len(addresses) <= 2
     np.testing.assert_array_equal(np.asarray(y)[:3], [20, 20, 20])
+
+
+@pytest.mark.parametrize("donate", [(), 0])
+def test_a_program_and_its_memory_go_with_the_function(donate):
+    """At once, without the garbage collector: arenas and output blocks may be large."""
+    f = fgrad.jit(lambda p: {k: v * 2 for k, v in p.items()}, donate=donate)
+    p = {"a": fnp.ones(3), "b": fnp.ones(400_000)}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            p = f(p)
+        assert f._recent
+        program = weakref.ref(next(iter(f._programs.values())).executable)
+        block = weakref.ref(p["b"]._memory)
+        del f
+        assert program() is None
+        del p
+        assert block() is None
+    finally:
+        gc.enable()

@@ -30,6 +30,7 @@ from fgrad.codegen.loops import (
 from fgrad.codegen.program import (
     Block,
     Buf,
+    ChainStep,
     ContractStep,
     CopyStep,
     ForStep,
@@ -164,11 +165,13 @@ class _ProgramText:
 
         if isinstance(s, KernelStep):
             k = self.kernels.setdefault(kernel_text(s.kernel), len(self.kernels))
-            self.lines.append(f"run {k} {names(s.args)}")
+            self.lines.append(f"run {k} {names(s.args)} {s.kernel.meta.get('pieces', '')}")
         elif isinstance(s, ContractStep):
             work = "" if s.workspace is None else self.name(s.workspace)
             how = s.meta["plan"].path if "plan" in s.meta else ""  # an option may have decided it
-            self.lines.append(f"contract {how} {names((s.out, s.lhs, s.rhs))} {work} {s.spec!r}")
+            pieces = s.meta.get("pieces")
+            cut = f" {pieces.count} {pieces.moves} {pieces.workspace} {pieces.spec!r}" if pieces else ""
+            self.lines.append(f"contract {how} {names((s.out, s.lhs, s.rhs))} {work} {s.spec!r}{cut}")
             if s.epilogue is not None:
                 key = s.epilogue.key(kernel_text(s.epilogue.kernel))
                 self.lines.append(f"then {names(s.epilogue.args)} {key}")
@@ -185,6 +188,10 @@ class _ProgramText:
             self.lines.append("while {")
             self.block(s.cond)
             self.lines.append(f"}} {self.name(s.pred)} {{")
+            self.block(s.body)
+            self.lines.append("}")
+        elif isinstance(s, ChainStep):
+            self.lines.append(f"chain {s.count} {{")
             self.block(s.body)
             self.lines.append("}")
         elif isinstance(s, ForStep):

@@ -25,14 +25,16 @@ from llvmlite import ir
 from fgrad.codegen import gemm, team
 from fgrad.codegen.canonical import kernel_text
 from fgrad.codegen.clock import StepClock
+from fgrad.codegen.cutting import cached_plan
 from fgrad.codegen.epilogue import attach_epilogues
 from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
-from fgrad.codegen.parallel import MOST_PIECES, ContractPieces, Pieces, pieces_of, split_work, worth_threads
+from fgrad.codegen.parallel import split_work
 from fgrad.codegen.parts import emit_parts, own_temporaries
-from fgrad.codegen.planning import plan as plan_contraction
+from fgrad.codegen.pieces import MOST_PIECES, ContractPieces, Pieces, pieces_of, worth_threads
 from fgrad.codegen.program import (
     Buf,
+    ChainStep,
     ContractStep,
     CopyStep,
     ForStep,
@@ -52,7 +54,7 @@ def plan_contractions(program: Program, target: TargetInfo) -> None:
     """Choose how each contraction is computed, what threads share, and the workspace needed. Before memory is planned."""
     for step in walk(program.body):
         if isinstance(step, ContractStep) and "plan" not in step.meta:
-            step.meta["plan"] = plan_contraction(step.spec, target)
+            step.meta["plan"] = cached_plan(step.spec, target)
     attach_epilogues(program, target)
     for step in walk(program.body):
         if isinstance(step, ContractStep) and step.workspace is None:
@@ -109,6 +111,16 @@ def emit_program(
     if clock:
         texts.append(clock.text(declared=bool(shared.tasks)))
     return Entry("\n".join([str(module), *texts]), symbol, shared.notes)
+
+
+@dataclass
+class _Call:
+    """How a step's piece is run: `fn(*arguments(builder, pointers to bufs, piece, worker))`. Equal keys, equal calls."""
+
+    key: Any
+    fn: ir.Function
+    bufs: list[Buf]
+    arguments: Callable[[ir.IRBuilder, list[ir.Value], ir.Value, ir.Value], list[ir.Value]]
 
 
 class _Shared:
@@ -176,26 +188,30 @@ class _Shared:
             self.notes[name] = (str(plan), *(after.kernel.notes if after else ()))
         return fn
 
-    def task(
-        self, key: Any, callee: ir.Function, count: int, arguments: Callable[..., list[ir.Value]]
-    ) -> ir.Function:
-        """`void task(ptr frame, i64 piece, i64 worker)`: calls `callee` for a piece, with the `count` pointers in the frame."""
+    def task(self, calls: Sequence[_Call], slots: Sequence[Sequence[int]]) -> ir.Function:
+        """`void task(ptr frame, i64 piece, i64 worker)`: makes the calls one after another for a piece.
+
+        `slots[n]` are the places in the frame of the pointers that call n takes.
+        """
+        key = tuple((call.key, tuple(where)) for call, where in zip(calls, slots, strict=True))
         fn = self.tasks.get(key)
-        if fn is None:
-            fn = self.tasks[key] = ir.Function(self.module, team.TASK, self.unique(f"task.{callee.name}"))
-            fn.linkage = "internal"
-            fn.attributes.add("nounwind")
-            b = ir.IRBuilder(fn.append_basic_block("entry"))
-            frame, piece, worker = fn.args
-            pointers = [
-                b.load(b.gep(frame, [I64(n)], source_etype=POINTER), typ=POINTER) for n in range(count)
-            ]
-            args = arguments(b, pointers, piece, worker)
-            b.call(
-                callee,
-                [a if t == a.type else b.bitcast(a, t) for a, t in zip(args, callee.ftype.args, strict=True)],
-            )
-            b.ret_void()
+        if fn is not None:
+            return fn
+        name = f"task.{calls[0].fn.name}" if len(calls) == 1 else "chain"
+        fn = self.tasks[key] = ir.Function(self.module, team.TASK, self.unique(name))
+        fn.linkage = "internal"
+        fn.attributes.add("nounwind")
+        b = ir.IRBuilder(fn.append_basic_block("entry"))
+        frame, piece, worker = fn.args
+        loaded: dict[int, ir.Value] = {}
+        for call, where in zip(calls, slots):
+            for n in where:
+                if n not in loaded:
+                    loaded[n] = b.load(b.gep(frame, [I64(n)], source_etype=POINTER), typ=POINTER)
+            args = call.arguments(b, [loaded[n] for n in where], piece, worker)
+            types = call.fn.ftype.args
+            b.call(call.fn, [a if t == a.type else b.bitcast(a, t) for a, t in zip(args, types, strict=True)])
+        b.ret_void()
         return fn
 
 
@@ -259,15 +275,13 @@ class SegmentEmitter:
         if isinstance(step, KernelStep):
             self.run_kernel(step)
         elif isinstance(step, ContractStep):
-            pieces = pieces_of(step)
-            if isinstance(pieces, ContractPieces):
-                self.share_contraction(step, pieces)
-                return
-            work = POINTER(None) if step.workspace is None else self.address(step.workspace)
-            out, lhs, rhs, *extra = self.contract_pointers(step)
-            self.call(self.shared.contraction(step), [out, lhs, rhs, work, *extra])
+            self.run_contraction(step)
         elif isinstance(step, CopyStep):
             self.copy(step)
+        elif isinstance(step, ChainStep) and self.shared.clock:
+            self.steps(step.body.steps)  # to be timed one by one
+        elif isinstance(step, ChainStep):
+            self.share([self.piece_call(member) for member in step.body.steps], step.count)
         elif isinstance(step, SwitchStep):
             self.run_switch(step)
         elif isinstance(step, WhileStep):
@@ -284,57 +298,84 @@ class SegmentEmitter:
 
     def run_kernel(self, step: KernelStep) -> None:
         pieces = pieces_of(step)
-        fn, binding = self.shared.kernel(step, pieces is not None)
+        if pieces is not None:
+            self.share([self.kernel_call(step)], pieces.count)
+            return
+        fn, binding = self.shared.kernel(step)
         args: dict[int, ir.Value] = {}
         for arg, slot in zip(step.args, binding.slots):
             if slot not in args:
                 args[slot] = self.address(arg)
-        pointers = [args[n] for n in range(len(args))]
-        if isinstance(pieces, Pieces):
-            found = pieces
+        self.call(fn, [args[n] for n in range(len(args))])
 
-            def arguments(
-                b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, _: ir.Value
-            ) -> list[ir.Value]:
-                return [*pointers, *_range(b, found, piece)]
-
-            self.share(self.shared.task(fn.name, fn, len(pointers), arguments), pointers, pieces.count)
-        else:
-            self.call(fn, pointers)
+    def run_contraction(self, step: ContractStep) -> None:
+        pieces = pieces_of(step)
+        if pieces is not None:
+            self.share([self.contraction_call(step)], pieces.count)
+            return
+        work = POINTER(None) if step.workspace is None else self.address(step.workspace)
+        out = self.address(step.out) if step.keeps_product else POINTER(None)  # null if it is not written
+        after = step.epilogue
+        extra = [self.address(after.args[i]) for i in after.extra] if after else []
+        both = [self.address(step.lhs), self.address(step.rhs)]
+        self.call(self.shared.contraction(step), [out, *both, work, *extra])
 
     # -------------------------------------------------------------------------------------------- shared steps
 
-    def share(self, task: ir.Function, pointers: Sequence[ir.Value], count: int) -> None:
-        frame = self.loads.alloca(POINTER, len(pointers))
-        for n, pointer in enumerate(pointers):
+    def share(self, calls: Sequence[_Call], count: int) -> None:
+        """Hand out `count` pieces, each of all the calls in turn."""
+        places: dict[Buf, int] = {}
+        slots = [[places.setdefault(buf, len(places)) for buf in call.bufs] for call in calls]
+        task = self.shared.task(calls, slots)
+        frame = self.loads.alloca(POINTER, max(len(places), 1))
+        for buf, n in places.items():
+            pointer = self.address(buf)
             if pointer.type != POINTER:
                 pointer = self.builder.bitcast(pointer, POINTER)
             self.builder.store(pointer, self.builder.gep(frame, [I64(n)], source_etype=POINTER))
         self.builder.call(team.run, [self.team, task, frame, I64(count)])
 
-    def contract_pointers(self, step: ContractStep) -> list[ir.Value]:
-        """out (null if it is not written), lhs, rhs, and the epilogue's extra arguments."""
-        out = self.address(step.out) if step.keeps_product else POINTER(None)
-        after = step.epilogue
-        extra = [self.address(after.args[i]) for i in after.extra] if after else []
-        return [out, self.address(step.lhs), self.address(step.rhs), *extra]
+    def piece_call(self, step: Step) -> _Call:
+        if isinstance(step, KernelStep):
+            return self.kernel_call(step)
+        if isinstance(step, ContractStep):
+            return self.contraction_call(step)
+        raise NotImplementedError(f"no pieces of {type(step).__name__}")
 
-    def share_contraction(self, step: ContractStep, pieces: ContractPieces) -> None:
+    def kernel_call(self, step: KernelStep) -> _Call:
+        fn, binding = self.shared.kernel(step, True)
+        pieces = pieces_of(step)
+        assert isinstance(pieces, Pieces)
+        first: dict[int, Buf] = {}
+        for arg, slot in zip(step.args, binding.slots):
+            first.setdefault(slot, arg)
+
+        def arguments(b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, _: ir.Value) -> list[ir.Value]:
+            return [*given, *_range(b, pieces, piece)]
+
+        return _Call((fn.name, pieces), fn, [first[n] for n in range(len(first))], arguments)
+
+    def contraction_call(self, step: ContractStep) -> _Call:
+        pieces = pieces_of(step)
+        assert isinstance(pieces, ContractPieces)
         fn = self.shared.contraction(step, pieces)
-        pointers = self.contract_pointers(step)
-        if step.workspace:
-            pointers.append(self.address(step.workspace))
+        works = [step.workspace] if step.workspace and pieces.plan.workspace_bytes else []
+        out = [step.out] if step.keeps_product else []
+        extra = [step.epilogue.args[i] for i in step.epilogue.extra] if step.epilogue else []
+        steps = pieces.moves if step.keeps_product else pieces.moves[1:]
 
         def arguments(
-            b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, worker: ir.Value
+            b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, worker: ir.Value
         ) -> list[ir.Value]:
-            moves = [b.mul(piece, I64(m)) for m in pieces.moves] + [b.mul(worker, I64(pieces.workspace))]
-            moved = [b.gep(p, [m], source_etype=I8) for p, m in zip(pointers, moves)]
-            work = moved.pop() if step.workspace else POINTER(None)
+            moves = [b.mul(piece, I64(m)) for m in steps] + [b.mul(worker, I64(pieces.workspace))]
+            moved = [b.gep(p, [m], source_etype=I8) for p, m in zip(given, moves)]
+            work = moved.pop() if works else POINTER(None)
+            if not step.keeps_product:
+                moved.insert(0, POINTER(None))
             return [*moved[:3], work, *moved[3:]]
 
-        key = fn.name, pieces.moves, pieces.workspace
-        self.share(self.shared.task(key, fn, len(pointers), arguments), pointers, pieces.count)
+        key = fn.name, pieces.moves, pieces.workspace, len(works)
+        return _Call(key, fn, [*out, step.lhs, step.rhs, *extra, *works], arguments)
 
     def copy(self, step: CopyStep) -> None:
         if step.dst.nbytes != step.src.nbytes:
@@ -351,19 +392,17 @@ class SegmentEmitter:
                 self.shared.module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, I64, I1]), name
             )
         pieces = pieces_of(step)
-        both = [self.address(step.dst), self.address(step.src)]
         if not isinstance(pieces, Pieces) or dst.overlaps(src):
+            both = [self.address(step.dst), self.address(step.src)]
             self.builder.call(fn, [*both, I64(step.dst.nbytes), I1(0)])
             return
         found = pieces
 
-        def arguments(
-            b: ir.IRBuilder, pointers: list[ir.Value], piece: ir.Value, _: ir.Value
-        ) -> list[ir.Value]:
+        def arguments(b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, _: ir.Value) -> list[ir.Value]:
             start, stop = _range(b, found, piece)
-            return [*(b.gep(p, [start], source_etype=I8) for p in pointers), b.sub(stop, start), I1(0)]
+            return [*(b.gep(p, [start], source_etype=I8) for p in given), b.sub(stop, start), I1(0)]
 
-        self.share(self.shared.task(("copy", pieces), fn, 2, arguments), both, pieces.count)
+        self.share([_Call(("copy", pieces), fn, [step.dst, step.src], arguments)], pieces.count)
 
     def run_switch(self, step: SwitchStep) -> None:
         b = self.builder

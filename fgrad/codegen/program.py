@@ -184,6 +184,36 @@ class ForStep(Step):
 
 
 @dataclass(eq=False)
+class ChainStep(Step):
+    """For each of `count` pieces, in any order and by any thread: piece p of every step of `body`, one step after another.
+
+    What one step writes and another touches is cut into `count` equal fractions, and piece p keeps to fraction p: so no
+    piece waits for another, and what a piece has written is still in the cache when its next step reads it.
+    """
+
+    count: int
+    body: Block
+    eqns: tuple[Eqn, ...] = ()
+    in_place: tuple[
+        tuple[KernelStep | ContractStep, Buf, Buf], ...
+    ] = ()  # (member, written, read): pairs as `KernelStep` has them
+
+    @property
+    def reads(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        """Without what the chain itself has written before."""
+        found: dict[Buf, None] = {}
+        written: set[Buf] = set()
+        for step in self.body.steps:
+            found.update(dict.fromkeys(b for b in step.reads if b.root not in written))
+            written.update(b.root for b in step.writes)
+        return tuple(found)
+
+    @property
+    def writes(self) -> tuple[Buf, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(b for step in self.body.steps for b in step.writes))
+
+
+@dataclass(eq=False)
 class Program:
     """`donated[i] = j`: input i's bytes may be used for output j."""
 
@@ -209,7 +239,7 @@ def nested_blocks(step: Step) -> tuple[Block, ...]:
         return step.branches
     if isinstance(step, WhileStep):
         return (step.cond, step.body)
-    if isinstance(step, ForStep):
+    if isinstance(step, (ForStep, ChainStep)):
         return (step.body,)
     return ()
 
@@ -220,3 +250,19 @@ def walk(block: Block) -> Iterator[Step]:
         yield step
         for inner in nested_blocks(step):
             yield from walk(inner)
+
+
+def touched(step: Step) -> tuple[set[Buf], set[Buf]]:
+    """Roots that a step, and what is nested in it, reads and writes."""
+    reads: set[Buf] = set()
+    writes: set[Buf] = set()
+    for inner in walk(Block([step])):
+        reads.update(b.root for b in inner.reads)
+        writes.update(b.root for b in inner.writes)
+        if isinstance(inner, SwitchStep):
+            reads.add(inner.index.root)
+        elif isinstance(inner, WhileStep):
+            reads.add(inner.pred.root)
+        elif isinstance(inner, ForStep):
+            reads.update(b.root for b in inner.moving)
+    return reads, writes

@@ -14,11 +14,12 @@ The epoch in `word` makes a late compare-and-swap fail; whoever has taken a piec
 The caller never waits for a thread that has not taken a piece, except for those that are in the region when it ends.
 
 On a machine where others want the processors too, a thread that has taken a piece may be put to sleep for milliseconds, and sharing is
-then slower than one thread. So each segment notes the time of its runs of both kinds and takes the faster; every 64th run is of the other.
+then slower than one thread. So each segment notes the time of its runs of both kinds (the first eight are of either kind by turns) and
+takes the faster; every 128th run is of the other.
 
 A team is on the caller's stack. The pool belongs to the process (`fgrad.runtime.threads`): the address of `parallel_for` (zero: stay
-serial), the number of threads, a function that gives the processor away, and, in a cache line of its own, whether a region is
-running. Only one is at a time: other callers run serially meanwhile, with the same results.
+serial), the number of threads, a function that gives the processor away, whether to share without a choice (for tests), and, in a
+cache line of its own, whether a region is running. Only one is at a time: other callers run serially meanwhile, with the same results.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TASK = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64])
 SEGMENT = ir.FunctionType(ir.VoidType(), [POINTER, POINTER])
 
 # Byte offsets. In a team: word 0, done 64, task 128, frame 136, table 192, yield 200. In a pool: parallel_for 0, threads 8,
-# yield 16, running 64.
+# yield 16, always 24, running 64.
 _COMMON = """
 define internal void @"team.pause"(ptr %team, i64 %waited) nounwind {
 entry:
@@ -212,10 +213,17 @@ choose:
   %shared.time = load atomic i64, ptr @"SEGMENT.state" monotonic, align 8
   %serial.time = load atomic i64, ptr %serial.slot monotonic, align 8
   %calls = atomicrmw add ptr %calls.slot, i64 1 monotonic
-  %phase = and i64 %calls, 63
-  %probe = icmp eq i64 %phase, 63
+  %phase = and i64 %calls, 127
+  %probe = icmp eq i64 %phase, 127
   %faster = icmp ule i64 %shared.time, %serial.time
-  %share = xor i1 %faster, %probe
+  %better = xor i1 %faster, %probe
+  %early = icmp ult i64 %calls, 8
+  %even = trunc i64 %calls to i1
+  %chosen = select i1 %early, i1 %even, i1 %better
+  %always.slot = getelementptr i8, ptr %pool, i64 24
+  %always.word = load i64, ptr %always.slot, align 8
+  %always = icmp ne i64 %always.word, 0
+  %share = or i1 %chosen, %always
   %begin = call i64 CLOCK()
   br i1 %share, label %ask, label %timed
 timed:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from fgrad.codegen.program import (
     Block,
     Buf,
+    ChainStep,
     ContractStep,
     CopyStep,
     ForStep,
@@ -45,10 +46,15 @@ class Lifetime:
 
 @dataclass
 class Liveness:
-    """`lifetimes` of every root buffer, and the step at each time."""
+    """`lifetimes` of every root buffer, the step at each time, and of each chain its times and in-place pairs.
+
+    Lifetimes take the members of a chain one after another, as one piece sees them; see `_together`.
+    """
 
     lifetimes: dict[Buf, Lifetime] = field(default_factory=dict)
     steps: list[Step | None] = field(default_factory=list)
+    chains: list[tuple[int, int]] = field(default_factory=list)
+    pairs: dict[int, tuple[tuple[KernelStep | ContractStep, Buf, Buf], ...]] = field(default_factory=dict)
 
 
 class _Recorder:
@@ -72,8 +78,19 @@ class _Recorder:
                     self.block(branch)
             elif isinstance(step, (WhileStep, ForStep)):
                 self.loop(step)
+            elif isinstance(step, ChainStep):
+                self.chain(step)
             else:
+                if isinstance(step, (KernelStep, ContractStep)) and step.in_place:
+                    self.live.pairs[len(self.live.steps)] = tuple((step, w, r) for w, r in step.in_place)
                 self.touch(step, step.reads, step.writes)
+
+    def chain(self, step: ChainStep) -> None:
+        start = len(self.live.steps)
+        for member in step.body.steps:
+            self.live.pairs[len(self.live.steps)] = tuple(p for p in step.in_place if p[0] is member)
+            self.touch(member, member.reads, member.writes)
+        self.live.chains.append((start, len(self.live.steps) - 1))
 
     def loop(self, step: WhileStep | ForStep) -> None:
         start = len(self.live.steps)
@@ -167,11 +184,9 @@ def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetim
         for root, life in live.lifetimes.items()
         if root.kind == "temp"
     }
-    for t, step in enumerate(live.steps):
-        if not isinstance(step, (KernelStep, ContractStep)):
-            continue
-        for written, read in step.in_place:
-            if written.root not in group or read.root not in group or not _may_share(step, written, read):
+    for t, pairs in sorted(live.pairs.items()):
+        for kernel, written, read in pairs:
+            if written.root not in group or read.root not in group or not _may_share(kernel, written, read):
                 continue
             ours, theirs = group[written.root], group[read.root]
             if (
@@ -186,9 +201,18 @@ def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetim
                     group[member] = theirs
     distinct = {id(g): g for g in group.values()}
     return [
-        (members, life, -(-max(b.nbytes for b in members) // ALIGNMENT) * ALIGNMENT)
+        (members, _together(live, life), -(-max(b.nbytes for b in members) // ALIGNMENT) * ALIGNMENT)
         for members, life in distinct.values()
     ]
+
+
+def _together(live: Liveness, life: Lifetime) -> Lifetime:
+    """What a chain touches is live in all of it: while one piece is at the last member, another may be at the first."""
+    start, end = life.start, life.end
+    for low, high in live.chains:
+        if life.start <= high and life.end >= low:
+            start, end = min(start, low), max(end, high)
+    return Lifetime(start, end)
 
 
 def _may_share(step: KernelStep | ContractStep, written: Buf, read: Buf) -> bool:
@@ -233,6 +257,5 @@ def _written_late_enough(live: Liveness, source: Buf, target: Buf) -> bool:
     step = live.steps[first.start]
     if isinstance(step, CopyStep):
         return step.dst is target and step.src is source
-    if isinstance(step, (KernelStep, ContractStep)):
-        return (target, source) in step.in_place and _may_share(step, target, source)
-    return False
+    pairs = live.pairs.get(first.start, ())
+    return any(w is target and r is source and _may_share(k, w, r) for k, w, r in pairs)

@@ -24,6 +24,7 @@ from fgrad.codegen.parallel import pieces_of
 from fgrad.codegen.program import (
     Block,
     Buf,
+    ChainStep,
     ContractStep,
     CopyStep,
     ForStep,
@@ -351,6 +352,8 @@ def describe(step: Step) -> str:
         return f"copy -> {results}"
     if isinstance(step, ForStep):
         return f"loop of {step.length}"
+    if isinstance(step, ChainStep):
+        return f"chain in {step.count} pieces"
     return {WhileStep: "while_loop", SwitchStep: "switch"}.get(type(step), type(step).__name__)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from fgrad.codegen.canonical import program_text
 from fgrad.codegen.entry import Entry, emit_program, plan_contractions
 from fgrad.codegen.layout import HostControl, Item, Layout, Places, Segment, cut
-from fgrad.codegen.parallel import worth_threads
+from fgrad.codegen.pieces import worth_threads
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
 from fgrad.codegen.target import TargetInfo, host
 from fgrad.errors import FgradIndexError, FgradValueError, message

@@ -17,6 +17,7 @@ from fgrad.codegen.loops import Kernel
 from fgrad.codegen.program import (
     Block,
     Buf,
+    ChainStep,
     ContractStep,
     CopyStep,
     ForStep,
@@ -85,7 +86,14 @@ class Interpreter:
         if isinstance(step, KernelStep):
             self._kernel(step.kernel, step.args)
         elif isinstance(step, ContractStep):
-            contract(step.spec, *(self.array(b).reshape(-1) for b in (step.out, step.lhs, step.rhs)))
+            arrays = [self.array(b).reshape(-1) for b in (step.out, step.lhs, step.rhs)]
+            pieces = step.meta.get("pieces")
+            if pieces is None:
+                contract(step.spec, *arrays)
+            else:
+                for n in range(pieces.count):
+                    moved = [a[n * m // a.itemsize :] for a, m in zip(arrays, pieces.moves)]
+                    contract(pieces.spec, *moved)
             if step.epilogue is not None:
                 self._kernel(step.epilogue.kernel, step.epilogue.args)
         elif isinstance(step, CopyStep):
@@ -103,6 +111,8 @@ class Interpreter:
             while bool(self.array(step.pred)):
                 self._block(step.body)
                 self._block(step.cond)
+        elif isinstance(step, ChainStep):
+            self._block(step.body)  # as a whole: pieces differ in nothing but the order
         elif isinstance(step, ForStep):
             for i in range(step.length):
                 for view in step.moving:

@@ -11,6 +11,7 @@ from fgrad.array import ConcreteArray
 from fgrad.codegen.cuda_source import cuda_source
 from fgrad.codegen.program import (
     Buf,
+    ChainStep,
     ContractStep,
     CopyStep,
     HostStep,
@@ -175,6 +176,8 @@ def _describe(step: Step) -> str:
             return text
         kept = "" if step.epilogue.keep else f", {step.out.name} never leaving registers"
         return f"{text}\n  with the epilogue{kept}:\n{textwrap.indent(python_source(step.epilogue.kernel), '    ')}"
+    if isinstance(step, ChainStep):
+        return f"chain of {len(step.body.steps)} steps, {step.count} pieces: all of these for one piece, then for the next"
     if isinstance(step, CopyStep):
         return f"copy {_buf(step.dst)} = {_buf(step.src)}"
     if isinstance(step, HostStep):

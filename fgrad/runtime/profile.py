@@ -271,7 +271,7 @@ class Profile:
 
 
 _KINDS = {KernelStep: "kernel", ContractStep: "contraction", CopyStep: "copy", HostStep: "host"}
-_HOLDERS = ("for", "while", "switch")
+_HOLDERS = ("for", "while", "switch", "chain")
 _MOVES = frozenset({"broadcast", "reshape", "transpose", "convert", "iota", "slice", "reverse", "squeeze"})
 
 

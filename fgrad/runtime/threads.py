@@ -21,9 +21,8 @@ import warnings
 
 from fgrad.errors import FgradValueError, message
 
-_PARALLEL_FOR, _THREADS, _YIELD = range(
-    3
-)  # words of a pool; the ninth, in a cache line of its own, says that it is in use
+# Words of a pool; the ninth, in a cache line of its own, says that it is in use. _ALWAYS: share without asking what is faster.
+_PARALLEL_FOR, _THREADS, _YIELD, _ALWAYS = range(4)
 _lock = threading.Lock()
 _words: ctypes.Array[ctypes.c_size_t] | None = None
 _memory: ctypes.Array[ctypes.c_char] | None = None  # holds the words and is never freed

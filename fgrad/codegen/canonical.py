@@ -151,6 +151,7 @@ class _ProgramText:
         if known is None:
             base = "" if buf.base is None else f"{self.name(buf.base)}+{buf.byte_offset}+{buf.byte_stride}i"
             place = self.program.offsets.get(buf, "") if buf.base is None else ""
+            place = f"{place} {self.program.local.get(buf, '')}"
             known = self.names[buf] = f"%{len(self.names)}"
             self.lines.append(f"{known} {buf.kind} {buf.dtype} {buf.shape} {base} {place}")
         return known

@@ -367,13 +367,22 @@ def _chain(count: int, members: list[tuple[Step, Option]]) -> ChainStep:
                 s.workspace = work
                 s.meta["pieces"] = replace(s.meta["pieces"], workspace=most)
     eqns = tuple(dict.fromkeys(e for s in steps for e in s.eqns))
-    return ChainStep(count, Block(steps), eqns, tuple(_in_place(members)))
+    away = _away(members)
+    units = {u for _, o in members for units in (o.reads, o.writes) for u in units}
+    home = frozenset(u for u in units if u.base is None and u not in away)
+    return ChainStep(count, Block(steps), eqns, home, tuple(_in_place(members, away)))
 
 
-def _in_place(members: list[tuple[Step, Option]]) -> Iterator[tuple[KernelStep | ContractStep, Buf, Buf]]:
+def _away(members: list[tuple[Step, Option]]) -> set[Buf]:
+    """Roots in which some piece is not at home."""
+    found = {u for _, o in members for units in (o.reads, o.writes) for u, home in units.items() if not home}
+    return {u.root for u in found}
+
+
+def _in_place(
+    members: list[tuple[Step, Option]], away: set[Buf]
+) -> Iterator[tuple[KernelStep | ContractStep, Buf, Buf]]:
     """Pairs of the members' that hold for the chain: nobody reads the old value elsewhere, later, or for another piece."""
-    away = {u for _, o in members for units in (o.reads, o.writes) for u, home in units.items() if not home}
-    away = {u.root for u in away}
     first: dict[Buf, int] = {}
     last: dict[Buf, int] = {}
     for n, (step, _) in enumerate(members):

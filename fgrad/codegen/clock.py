@@ -7,7 +7,8 @@ A `StepClock` is given to `codegen.entry.emit_program`, which then writes, aroun
     ticks[step] += clock.now() - %before;  runs[step] += 1
 
 into an array of the clock's whose address is part of the code: such a program belongs to this process and is never kept. Only the
-thread that runs a segment writes, and one call at a time may run. Two readings take some ten nanoseconds.
+thread that runs a segment writes, and one call at a time may run. The members of a chain are timed by each thread for its
+pieces, and added up: their times together may be as much more than the chain's as threads ran it. Two readings take some ten nanoseconds.
 """
 
 from __future__ import annotations
@@ -69,6 +70,13 @@ class StepClock:
         for column, more in ((0, b.sub(b.call(_now, []), begun)), (1, I64(1))):
             at = self._address(b, n, column)
             b.store(b.add(b.load(at, typ=I64), more), at)
+
+    def end_piece(self, b: ir.IRBuilder, thing: Any, begun: ir.Value, piece: ir.Value) -> None:
+        """As `end`, for one of several pieces that any thread may run; together they are one run."""
+        n = self.number(thing)
+        first = b.zext(b.icmp_unsigned("==", piece, I64(0)), I64)
+        for column, more in ((0, b.sub(b.call(_now, []), begun)), (1, first)):
+            b.atomic_rmw("add", self._address(b, n, column), more, "monotonic")
 
     def _address(self, b: ir.IRBuilder, row: int, column: int) -> ir.Value:
         address = self.counts.ctypes.data + row * self.counts.strides[0] + column * self.counts.strides[1]

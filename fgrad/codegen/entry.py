@@ -89,7 +89,7 @@ def emit_program(
     segments = found if segments is None else segments
     layout = Layout(program, items)
     module = new_module(symbol)
-    shared = _Shared(module, layout, Places(program, layout), target, clock)
+    shared = _Shared(program, module, layout, target, clock)
     functions = [shared.segment(s) for s in segments]
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64]), symbol)
     entry.attributes.add("nounwind")
@@ -128,13 +128,14 @@ class _Shared:
 
     def __init__(
         self,
+        program: Program,
         module: ir.Module,
         layout: Layout,
-        places: Places,
         target: TargetInfo,
         clock: StepClock | None = None,
     ):
-        self.module, self.layout, self.places, self.target = module, layout, places, target
+        self.program, self.module, self.layout, self.target = program, module, layout, target
+        self.places = Places(program, layout)
         self.clock = clock
         self.kernels: dict[Any, ir.Function] = {}
         self.contractions: dict[str, ir.Function] = {}
@@ -188,12 +189,16 @@ class _Shared:
             self.notes[name] = (str(plan), *(after.kernel.notes if after else ()))
         return fn
 
-    def task(self, calls: Sequence[_Call], slots: Sequence[Sequence[int]]) -> ir.Function:
+    def task(
+        self, calls: Sequence[_Call], slots: Sequence[Sequence[int]], timed: Sequence[Step] = ()
+    ) -> ir.Function:
         """`void task(ptr frame, i64 piece, i64 worker)`: makes the calls one after another for a piece.
 
-        `slots[n]` are the places in the frame of the pointers that call n takes.
+        `slots[n]` are the places in the frame of the pointers that call n takes. The clock is read around the calls if `timed`
+        says which steps they are.
         """
-        key = tuple((call.key, tuple(where)) for call, where in zip(calls, slots, strict=True))
+        key: Any = tuple((call.key, tuple(where)) for call, where in zip(calls, slots, strict=True))
+        key = key, tuple(map(id, timed))
         fn = self.tasks.get(key)
         if fn is not None:
             return fn
@@ -204,13 +209,16 @@ class _Shared:
         b = ir.IRBuilder(fn.append_basic_block("entry"))
         frame, piece, worker = fn.args
         loaded: dict[int, ir.Value] = {}
-        for call, where in zip(calls, slots):
+        for number, (call, where) in enumerate(zip(calls, slots)):
+            begun = self.clock.begin(b) if self.clock and timed else None
             for n in where:
                 if n not in loaded:
                     loaded[n] = b.load(b.gep(frame, [I64(n)], source_etype=POINTER), typ=POINTER)
             args = call.arguments(b, [loaded[n] for n in where], piece, worker)
             types = call.fn.ftype.args
             b.call(call.fn, [a if t == a.type else b.bitcast(a, t) for a, t in zip(args, types, strict=True)])
+            if self.clock and timed:
+                self.clock.end_piece(b, timed[number], begun, piece)
         b.ret_void()
         return fn
 
@@ -251,9 +259,8 @@ class SegmentEmitter:
     def address(self, buf: Buf) -> ir.Value:
         if buf.base is None:
             place = self.shared.places[buf]  # an output on a donated input is in that input's slot
-            return self.shift(
-                self.pointer(Layout.ARENA if place.region == "arena" else place.region), place.offset
-            )
+            arena = place.region == "arena" or isinstance(place.region, tuple)
+            return self.shift(self.pointer(Layout.ARENA if arena else place.region), place.offset)
         pointer = self.shift(self.address(buf.base), buf.byte_offset)
         if buf.byte_stride:
             pointer = self.shift(
@@ -278,10 +285,9 @@ class SegmentEmitter:
             self.run_contraction(step)
         elif isinstance(step, CopyStep):
             self.copy(step)
-        elif isinstance(step, ChainStep) and self.shared.clock:
-            self.steps(step.body.steps)  # to be timed one by one
         elif isinstance(step, ChainStep):
-            self.share([self.piece_call(member) for member in step.body.steps], step.count)
+            calls = [self.piece_call(member) for member in step.body.steps]
+            self.share(calls, step.count, step.body.steps if self.shared.clock else ())
         elif isinstance(step, SwitchStep):
             self.run_switch(step)
         elif isinstance(step, WhileStep):
@@ -322,11 +328,11 @@ class SegmentEmitter:
 
     # -------------------------------------------------------------------------------------------- shared steps
 
-    def share(self, calls: Sequence[_Call], count: int) -> None:
+    def share(self, calls: Sequence[_Call], count: int, timed: Sequence[Step] = ()) -> None:
         """Hand out `count` pieces, each of all the calls in turn."""
         places: dict[Buf, int] = {}
         slots = [[places.setdefault(buf, len(places)) for buf in call.bufs] for call in calls]
-        task = self.shared.task(calls, slots)
+        task = self.shared.task(calls, slots, timed)
         frame = self.loads.alloca(POINTER, max(len(places), 1))
         for buf, n in places.items():
             pointer = self.address(buf)
@@ -349,11 +355,24 @@ class SegmentEmitter:
         first: dict[int, Buf] = {}
         for arg, slot in zip(step.args, binding.slots):
             first.setdefault(slot, arg)
+        bufs = [first[n] for n in range(len(first))]
+        local = [self.shared.program.local.get(buf.root) for buf in bufs]
 
-        def arguments(b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, _: ir.Value) -> list[ir.Value]:
-            return [*given, *_range(b, pieces, piece)]
+        def arguments(
+            b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, worker: ir.Value
+        ) -> list[ir.Value]:
+            # The kernel counts from the start of the whole array, wherever this worker's fraction of it is.
+            moved = [
+                b.gep(
+                    p, [b.sub(b.mul(worker, I64(l.stride)), b.mul(piece, I64(l.fraction)))], source_etype=I8
+                )
+                if l
+                else p
+                for p, l in zip(given, local)
+            ]
+            return [*moved, *_range(b, pieces, piece)]
 
-        return _Call((fn.name, pieces), fn, [first[n] for n in range(len(first))], arguments)
+        return _Call((fn.name, pieces, tuple(local)), fn, bufs, arguments)
 
     def contraction_call(self, step: ContractStep) -> _Call:
         pieces = pieces_of(step)
@@ -362,20 +381,26 @@ class SegmentEmitter:
         works = [step.workspace] if step.workspace and pieces.plan.workspace_bytes else []
         out = [step.out] if step.keeps_product else []
         extra = [step.epilogue.args[i] for i in step.epilogue.extra] if step.epilogue else []
+        bufs = [*out, step.lhs, step.rhs, *extra]
+        local = [self.shared.program.local.get(buf.root) for buf in bufs]
         steps = pieces.moves if step.keeps_product else pieces.moves[1:]
 
         def arguments(
             b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, worker: ir.Value
         ) -> list[ir.Value]:
-            moves = [b.mul(piece, I64(m)) for m in steps] + [b.mul(worker, I64(pieces.workspace))]
+            moves = [
+                b.mul(worker, I64(l.stride)) if l else b.mul(piece, I64(m))
+                for m, l in zip(steps, local, strict=True)
+            ]
+            moves.append(b.mul(worker, I64(pieces.workspace)))
             moved = [b.gep(p, [m], source_etype=I8) for p, m in zip(given, moves)]
             work = moved.pop() if works else POINTER(None)
             if not step.keeps_product:
                 moved.insert(0, POINTER(None))
             return [*moved[:3], work, *moved[3:]]
 
-        key = fn.name, pieces.moves, pieces.workspace, len(works)
-        return _Call(key, fn, [*out, step.lhs, step.rhs, *extra, *works], arguments)
+        key = fn.name, pieces.moves, pieces.workspace, len(works), tuple(local)
+        return _Call(key, fn, [*bufs, *works], arguments)
 
     def copy(self, step: CopyStep) -> None:
         if step.dst.nbytes != step.src.nbytes:

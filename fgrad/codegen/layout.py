@@ -166,6 +166,10 @@ class Places:
         if buf.base is None:
             if buf.kind == "temp":
                 offset = self.program.offsets[buf]
+                local = self.program.local.get(buf)
+                if local is not None:  # other bytes than those of any buffer in the arena itself
+                    align = gcd(64, local.fraction)
+                    return Place(("local", local.chain), offset, (), offset, offset + local.fraction, align)
                 return Place("arena", offset, (), offset, offset + buf.nbytes, 64)
             slot = self.layout.slot(buf)
             output = slot - self.layout.outputs_at
@@ -210,4 +214,4 @@ def bind(step: KernelStep, places: Places) -> Binding:
         for n, (place, writes, _) in enumerate(params)
     )
     align = tuple(max(place.align, 1) for place, _, _ in params)
-    return Binding(tuple(numbers), alone, align)
+    return Binding(tuple(numbers), alone, align, tuple(isinstance(p.region, tuple) for p, _, _ in params))

@@ -69,11 +69,13 @@ class Binding:
     slots    parameter of each buffer; parameters are numbered in order of first use.
     noalias  for each parameter: no other parameter that is written overlaps it.
     align    for each parameter: known alignment in bytes.
+    part     for each parameter: only the bytes that are really touched exist.
     """
 
     slots: tuple[int, ...]
     noalias: tuple[bool, ...]
     align: tuple[int, ...]
+    part: tuple[bool, ...] = ()
 
     @staticmethod
     def distinct(buffers: Sequence[Buffer]) -> Binding:
@@ -171,7 +173,7 @@ class _KernelEmitter(Dependence, VectorLoops):
             if binding.noalias[slot]:
                 arg.add_attribute("noalias")
             arg.attributes.align = binding.align[slot]
-            if sizes[slot]:
+            if sizes[slot] and not any(binding.part[slot : slot + 1]):
                 arg.attributes.dereferenceable = sizes[slot]
         entry = fn.append_basic_block("entry")
         start = fn.append_basic_block("start")

@@ -48,6 +48,15 @@ class Buf:
         return self if self.base is None else self.base.root
 
 
+@dataclass(frozen=True)
+class Local:
+    """A temporary that only one chain touches: worker w has room for one fraction of it at `w * stride` from its offset."""
+
+    stride: int
+    fraction: int  # bytes
+    chain: int  # a number for each chain
+
+
 class Step:
     """One unit of work. `reads`/`writes` are the Bufs it touches; `eqns` the graph equations it came from."""
 
@@ -194,6 +203,7 @@ class ChainStep(Step):
     count: int
     body: Block
     eqns: tuple[Eqn, ...] = ()
+    home: frozenset[Buf] = frozenset()  # roots in which every member's piece p keeps to fraction p
     in_place: tuple[
         tuple[KernelStep | ContractStep, Buf, Buf], ...
     ] = ()  # (member, written, read): pairs as `KernelStep` has them
@@ -228,6 +238,9 @@ class Program:
     donated: dict[int, int] = field(default_factory=dict)
     arena_bytes: int = 0
     offsets: dict[Buf, int] = field(default_factory=dict)  # temp root -> byte offset in the arena
+    local: dict[Buf, Local] = field(
+        default_factory=dict
+    )  # those of which each worker has one fraction, in a chain
     placed: dict[int, int] = field(
         default_factory=dict
     )  # output j -> donated input whose bytes it is written to

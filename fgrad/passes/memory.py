@@ -6,6 +6,9 @@
     2  c = div a b              r      r      w            c takes a's bytes: listed as in place, a is read here last
     3  y = matmul c                           r      w
 
+What only the members of one chain touch needs no more room than a fraction of it for each worker (`program.Local`), and is
+placed within a chain as whole buffers are in the program.
+
 A buffer is live from its first touch to its last. Inside a loop body, what one iteration leaves for the next, or what is
 also touched outside, stays for the whole loop. Buffers are then placed largest first, each at the tightest gap between
 those that are live at the same time (the "greedy by size" of Pisarchyk and Lee, 2020, https://arxiv.org/abs/2001.03288).
@@ -13,7 +16,9 @@ those that are live at the same time (the "greedy by size" of Pisarchyk and Lee,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fgrad.codegen.program import (
     Block,
@@ -23,6 +28,7 @@ from fgrad.codegen.program import (
     CopyStep,
     ForStep,
     KernelStep,
+    Local,
     Program,
     Step,
     SwitchStep,
@@ -53,7 +59,8 @@ class Liveness:
 
     lifetimes: dict[Buf, Lifetime] = field(default_factory=dict)
     steps: list[Step | None] = field(default_factory=list)
-    chains: list[tuple[int, int]] = field(default_factory=list)
+    chains: list[tuple[int, int, ChainStep]] = field(default_factory=list)
+    touched_by: dict[Buf, set[ChainStep | None]] = field(default_factory=dict)  # None: by a step in no chain
     pairs: dict[int, tuple[tuple[KernelStep | ContractStep, Buf, Buf], ...]] = field(default_factory=dict)
 
 
@@ -62,6 +69,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.live = Liveness()
+        self.inside: ChainStep | None = None
         self.loops: list[tuple[int, int, set[Buf]]] = []  # inner ones first
 
     def touch(self, step: Step | None, reads: tuple[Buf, ...], writes: tuple[Buf, ...]) -> None:
@@ -69,6 +77,7 @@ class _Recorder:
         self.live.steps.append(step)
         for buf in (*reads, *writes):
             self.live.lifetimes.setdefault(buf.root, Lifetime(t, t)).end = t
+            self.live.touched_by.setdefault(buf.root, set()).add(self.inside)
 
     def block(self, block: Block) -> None:
         for step in block.steps:
@@ -87,10 +96,12 @@ class _Recorder:
 
     def chain(self, step: ChainStep) -> None:
         start = len(self.live.steps)
+        self.inside = step
         for member in step.body.steps:
             self.live.pairs[len(self.live.steps)] = tuple(p for p in step.in_place if p[0] is member)
             self.touch(member, member.reads, member.writes)
-        self.live.chains.append((start, len(self.live.steps) - 1))
+        self.inside = None
+        self.live.chains.append((start, len(self.live.steps) - 1, step))
 
     def loop(self, step: WhileStep | ForStep) -> None:
         start = len(self.live.steps)
@@ -146,16 +157,54 @@ def plan_memory(program: Program) -> None:
     live = liveness(program)
     if _place_donated(program, live):
         live = liveness(program)
-    slots = _coalesce(program, live)
+    groups = _coalesce(program, live)
+    program.offsets, program.local = {}, {}
+    slots: list[tuple[list[tuple[Buf, int]], Lifetime, int]] = []
+    local: dict[ChainStep, list[tuple[list[Buf], Lifetime]]] = {}
+    for members, life in groups:
+        chain = _only_chain(live, members)
+        if chain is None:
+            size = max(b.nbytes for b in members)
+            slots.append(([(b, 0) for b in members], _together(live, life), _round_up(size)))
+        else:
+            local.setdefault(chain, []).append((members, life))
+    for number, (start, end, chain) in enumerate(live.chains):
+        if chain in local:
+            found = [(m, life, _round_up(m[0].nbytes // chain.count)) for m, life in local[chain]]
+            places, stride = _pack(found)
+            inside = [(b, offset) for (members, *_), offset in zip(found, places) for b in members]
+            for b, _ in inside:
+                program.local[b] = Local(stride, b.nbytes // chain.count, number)
+            slots.append((inside, Lifetime(start, end), stride * chain.count))
+    offsets, program.arena_bytes = _pack(slots)
+    for (inside, *_), offset in zip(slots, offsets):
+        for buf, further in inside:
+            program.offsets[buf] = offset + further
+
+
+def _pack(slots: Sequence[tuple[Any, Lifetime, int]]) -> tuple[list[int], int]:
+    """An offset for each (anything, lifetime, bytes), largest first, and the bytes of all."""
+    offsets = [0] * len(slots)
     placed: list[tuple[int, int, Lifetime]] = []
-    program.offsets = {}
-    program.arena_bytes = 0
-    for members, life, size in sorted(slots, key=lambda s: (-s[2], s[1].start)):
-        offset = _tightest_gap(size, sorted((o, o + n) for o, n, other in placed if other.overlaps(life)))
-        placed.append((offset, size, life))
-        for buf in members:
-            program.offsets[buf] = offset
-        program.arena_bytes = max(program.arena_bytes, offset + size)
+    for n in sorted(range(len(slots)), key=lambda n: (-slots[n][2], slots[n][1].start)):
+        _, life, size = slots[n]
+        offsets[n] = _tightest_gap(size, sorted((o, o + s) for o, s, other in placed if other.overlaps(life)))
+        placed.append((offsets[n], size, life))
+    return offsets, max((o + s for o, s, _ in placed), default=0)
+
+
+def _round_up(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _only_chain(live: Liveness, members: list[Buf]) -> ChainStep | None:
+    """The chain of whose pieces each writes and reads a fraction of the buffers that nobody else touches; None if there is none."""
+    owners = {owner for b in members for owner in live.touched_by[b]}
+    chain = owners.pop() if len(owners) == 1 else None
+    if chain is None or not chain.home.issuperset(members):
+        return None
+    before = {b.root for b in chain.reads}  # left there by an iteration of a loop around
+    return chain if before.isdisjoint(members) else None
 
 
 def peak_memory(program: Program) -> int:
@@ -177,8 +226,8 @@ def _tightest_gap(size: int, taken: list[tuple[int, int]]) -> int:
     return cursor if best is None else best
 
 
-def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetime, int]]:
-    """Temporaries grouped by in-place pairs: (buffers, lifetime of the group, bytes rounded up)."""
+def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetime]]:
+    """Temporaries grouped by in-place pairs: (buffers, lifetime of the group)."""
     group: dict[Buf, tuple[list[Buf], Lifetime]] = {
         root: ([root], Lifetime(life.start, life.end))
         for root, life in live.lifetimes.items()
@@ -199,17 +248,13 @@ def _coalesce(program: Program, live: Liveness) -> list[tuple[list[Buf], Lifetim
                 theirs[1].end = ours[1].end
                 for member in ours[0]:
                     group[member] = theirs
-    distinct = {id(g): g for g in group.values()}
-    return [
-        (members, _together(live, life), -(-max(b.nbytes for b in members) // ALIGNMENT) * ALIGNMENT)
-        for members, life in distinct.values()
-    ]
+    return list({id(g): g for g in group.values()}.values())
 
 
 def _together(live: Liveness, life: Lifetime) -> Lifetime:
     """What a chain touches is live in all of it: while one piece is at the last member, another may be at the first."""
     start, end = life.start, life.end
-    for low, high in live.chains:
+    for low, high, _ in live.chains:
         if life.start <= high and life.end >= low:
             start, end = min(start, low), max(end, high)
     return Lifetime(start, end)

@@ -26,6 +26,7 @@ from fgrad.codegen.count import Work
 from fgrad.codegen.parallel import pieces_of
 from fgrad.codegen.program import (
     Block,
+    ChainStep,
     ContractStep,
     CopyStep,
     HostStep,
@@ -350,25 +351,30 @@ class _Rows:
             row.share = row.seconds / total
         return self.rows
 
-    def block(self, block: Block, depth: int, parent: int | None) -> None:
+    def together(self, chain: ChainStep) -> float:
+        """The chain's time over that of its members, of whom threads run several at once."""
+        inside = sum(statistics.median(s for s, _ in self.found[id(m)]) for m in chain.body.steps)
+        return statistics.median(s for s, _ in self.found[id(chain)]) / inside if inside else 1.0
+
+    def block(self, block: Block, depth: int, parent: int | None, scale: float = 1.0) -> None:
         for step in block.steps:
-            row = self.row(step, depth, parent)
+            row = self.row(step, depth, parent, scale)
             at = len(self.rows)
             self.rows.append(row)
             inner = nested_blocks(step)
             for each in inner:
-                self.block(each, depth + 1, at)
+                self.block(each, depth + 1, at, self.together(step) if isinstance(step, ChainStep) else scale)
             if inner:
                 self.add_up(row, [r for r in self.rows[at + 1 :] if r.parent == at])
 
-    def row(self, step: Step, depth: int, parent: int | None) -> Row:
+    def row(self, step: Step, depth: int, parent: int | None, scale: float) -> Row:
         samples = self.found[id(step)]
         runs = round(statistics.median(n for _, n in samples))
         row = Row(
             what=describe(step),
             step=step,
-            seconds=statistics.median(s for s, _ in samples),
-            best=min(s for s, _ in samples),
+            seconds=statistics.median(s for s, _ in samples) * scale,
+            best=min(s for s, _ in samples) * scale,
             serial=statistics.median(s for s, _ in self.alone[id(step)]) if self.alone else None,
             runs=runs,
             threads=self.count if pieces_of(step) else 1,

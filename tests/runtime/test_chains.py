@@ -170,6 +170,7 @@ def test_what_a_chain_touches_shares_bytes_only_in_place(name):
             continue
         handed = {frozenset((w.root, r.root)) for _, w, r in chain.in_place}
         roots = {b.root for s in chain.body.steps for b in (*s.reads, *s.writes) if b.root.kind == "temp"}
+        roots -= set(program.local)
         placed = sorted(((program.offsets[b], b) for b in roots), key=lambda item: item[0])
         for n, (offset, buf) in enumerate(placed):
             for later, other in placed[n + 1 :]:
@@ -187,6 +188,29 @@ def _connected(a, b, pairs):
         seen |= following
         pending.extend(following)
     return b in seen
+
+
+def test_what_only_a_chain_touches_is_a_fraction_for_each_worker():
+    f, args = CASES["lenet, batch 24"]
+    program = fgrad.jit(f).lower(*args).compile().program
+    lifetimes = liveness(program).lifetimes
+    chains = [s for s in program.body.steps if isinstance(s, ChainStep)]
+    assert program.local and "conv" in {e.prim.name for c in chains for e in c.eqns}
+    for buf, place in program.local.items():
+        (chain,) = (c for c in chains if any(buf in (*s.reads, *s.writes) for s in c.body.steps))
+        assert place.fraction * chain.count == buf.nbytes and place.stride >= place.fraction
+        end = program.offsets[buf] + place.fraction
+        for other, theirs in program.local.items():
+            if (
+                buf is not other
+                and theirs.chain == place.chain
+                and program.offsets[buf] <= program.offsets[other] < end
+            ):
+                a, b = sorted((lifetimes[buf], lifetimes[other]), key=lambda life: life.start)
+                handed = any({w, r} == {buf, other} for _, w, r in chain.in_place)
+                assert a.end < b.start or (a.end == b.start and handed)
+    whole = sum(b.nbytes for b in program.local)
+    assert program.arena_bytes < whole + sum(b.nbytes for b in set(program.offsets) - set(program.local))
 
 
 def test_bytes_in_place_have_one_owner_at_a_time():

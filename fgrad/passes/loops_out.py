@@ -19,7 +19,7 @@ from fgrad.array import Array
 from fgrad.ir import Atom, Eqn, Graph, Literal, Var, dce
 from fgrad.ops.builders import batch_operand
 from fgrad.ops.contract import dot_general
-from fgrad.ops.elementwise import add, mul, neg
+from fgrad.ops.elementwise import add, div, mul, neg
 from fgrad.ops.reduce import reduce_sum
 from fgrad.ops.structure import reshape, transpose
 from fgrad.passes.scans import Carry, Env, Scan, needed_for, reached
@@ -120,6 +120,10 @@ def products_before(s: Scan, t: Trace) -> Scan:
     return replace(s, xs=(*s.xs, *made), eqns=eqns)
 
 
+def _batches(e: Eqn) -> bool:
+    return e.prim.batch is not None and e.prim.family != "control" and not e.prim.effects
+
+
 def _is_product(e: Eqn) -> bool:
     return e.prim.family == "contract" and len(e.outputs) == 1
 
@@ -138,8 +142,12 @@ class _After:
         self.results: Env = {}
         self.values: dict[Var, tuple[Array, bool]] = {v: (as_tracer(t, a), False) for v, a in s.consts}
         self.values.update((v, (as_tracer(t, a), True)) for v, a in s.xs)
+        # Products that no carry needs, but for carries that are only added to, and what follows from them.
+        needed = needed_for(s.eqns, [c.out for c in s.carry if self._added(c) is None])
+        roots = [e.outputs[0] for e in s.eqns if _is_product(e) and needed.isdisjoint(e.outputs)]
+        self.late = {v for v in reached(s.eqns, roots) if _batches(self.producer[v])}
         for a, r in s.ys:
-            if isinstance(a, Var):
+            if isinstance(a, Var) and a not in self.late:
                 self.values.setdefault(a, (as_tracer(t, r), True))
 
     def scan(self) -> Scan:
@@ -150,13 +158,13 @@ class _After:
         consts, xs = (tuple(p for p in pairs if p[0] in used) for pairs in (s.consts, s.xs))
         return replace(s, eqns=tuple(body.eqns), consts=consts, xs=xs)
 
-    def attempt(self, work: Callable[[], None], gained: int = 0) -> bool:
+    def attempt(self, work: Callable[[], None]) -> bool:
         """Do `work` unless it stacks too much; then leave all as it was."""
         saved = len(self.t.eqns), list(self.carry), list(self.ys), dict(self.results), dict(self.values)
         before = self._bytes()
         try:
             work()
-            fits = self._bytes() - before <= ROOM + gained and not self.t.captured
+            fits = self._bytes() - before <= ROOM and not self.t.captured
         except NotImplementedError:  # no batching rule
             fits = False
         if not fits:
@@ -166,7 +174,9 @@ class _After:
         return fits
 
     def _bytes(self) -> int:
-        return sum(r.type.nbytes for _, r in self.ys)
+        """What is stacked, and the products of all iterations together."""
+        products = sum(e.outputs[0].type.nbytes for e in self.t.eqns if _is_product(e))
+        return products + sum(r.type.nbytes for _, r in self.ys)
 
     # ------------------------------------------------------------------------------------ values over all iterations
 
@@ -176,7 +186,7 @@ class _After:
             return as_tracer(self.t, a), False
         if a not in self.values:
             e = self.producer.get(a)
-            if e is not None and self._follows(a):
+            if e is not None and (a in self.late or self._follows(a)):
                 self._batch(e)
             else:
                 result = Var(_stacked(a, self.s.length))
@@ -264,6 +274,8 @@ class _After:
                 return neg(self.total(first))
             if name == "add" and all(isinstance(i, Var) and i in self.varying for i in e.inputs):
                 return add(*map(self.total, e.inputs))
+            if name == "div" and e.inputs[1] not in self.varying:
+                return div(self.total(first), self.over(e.inputs[1])[0])
             if name == "mul":
                 for one, other in (e.inputs, e.inputs[::-1]):
                     if other not in self.varying:
@@ -298,13 +310,8 @@ class _After:
         late = [e for e in eqns if not moving.isdisjoint(e.outputs)]
         wanted = needed_for(late, [a for a, _ in self.ys if a in moving])
         late = [e for e in late if not wanted.isdisjoint(e.outputs)]
-        simple = all(e.prim.batch and e.prim.family != "control" and not e.prim.effects for e in late)
-        if not late or not simple or moving & kept:
+        if not late or not all(map(_batches, late)) or moving & kept:
             return
-        outs = {a for a, _ in self.ys}
-        inner = self.s.length * sum(
-            e.outputs[0].type.nbytes for e in late if _is_product(e) and e.outputs[0] not in outs
-        )
 
         def work() -> None:
             moved = [(a, r) for a, r in self.ys if a in moving]
@@ -316,8 +323,7 @@ class _After:
             for a, r in moved:
                 self.results[r] = self.t.lift(self.stacked(a))
 
-        if inner <= ROOM:
-            self.attempt(work)
+        self.attempt(work)
 
     def repeated(self) -> None:
         """Results that are the same in every row."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 
-from fgrad.ir import REGISTRY, Atom, Eqn, Graph, Literal, Var
+from fgrad.ir import REGISTRY, Atom, Eqn, Graph, Literal, Var, dce
 from fgrad.passes.inline import map_subgraphs
 
 Piece = tuple[int, int, Atom]  # where it starts and ends along the axis
@@ -25,7 +25,7 @@ def join_pieces(graph: Graph) -> Graph:
         uses[a] = uses.get(a, 0) + 1
     for e in graph.eqns:
         if e.prim.family == "control":
-            e = Eqn(e.prim, e.inputs, map_subgraphs(e, join_pieces), e.outputs, e.source)
+            e = Eqn(e.prim, e.inputs, map_subgraphs(e, lambda g: dce(join_pieces(g))), e.outputs, e.source)
         elif e.prim.name == "add" and not (e.outputs[0] in added and uses[e.outputs[0]] == 1):
             e = _joined(e, producer) or e
         eqns.append(e)

@@ -191,6 +191,24 @@ def _swapped_product(e: Eqn, perm: tuple[int, ...]) -> Result:
     return e.prim, (b, a), {"dims": ((cb, ca), (bb, ba))}
 
 
+@_rule("dot_general")
+def _dot_general(s: _State, e: Eqn) -> Result:
+    """An operand that is transposed for the product is read as it lies, if its free axes keep their order."""
+    operands = list(e.inputs)
+    contract, batch = list(e.params["dims"][0]), list(e.params["dims"][1])
+    changed = False
+    for n, a in enumerate(operands):
+        turned = s.made_by(a, "transpose")
+        if turned is None:
+            continue
+        perm = turned.params["perm"]
+        free = [perm[i] for i in range(len(perm)) if i not in contract[n] and i not in batch[n]]
+        if free == sorted(free):
+            operands[n], changed = turned.inputs[0], True
+            contract[n], batch[n] = (tuple(perm[i] for i in axes[n]) for axes in (contract, batch))
+    return (e.prim, tuple(operands), {"dims": (tuple(contract), tuple(batch))}) if changed else None
+
+
 @_rule("broadcast")
 def _broadcast(s: _State, e: Eqn) -> Result:
     (x,), shape, axes = e.inputs, tuple(e.params["shape"]), tuple(e.params["axes"])

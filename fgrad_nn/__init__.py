@@ -56,6 +56,9 @@ from fgrad_nn.activations import (
     tanh,
 )
 from fgrad_nn.layers import (
+    GRU,
+    LSTM,
+    RNN,
     AdaptiveAvgPool2d,
     AvgPool1d,
     AvgPool2d,
@@ -150,6 +153,9 @@ _ELSEWHERE = {
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool2d",
     "AvgPool1d",

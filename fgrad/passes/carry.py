@@ -10,18 +10,23 @@ writes it reads the old value at most at the index that it writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from fgrad.codegen.program import Block, Buf, CopyStep, KernelStep, Step, nested_blocks, walk
+
+Flow = tuple[Step, set[Buf], set[Buf]]  # a step, and the roots that it reads and writes
 
 
 def write_carry(block: Block, carry: Sequence[Buf], new: Sequence[Buf]) -> None:
     """Make the body end with `new` in `carry`. `new[i]` is a temporary of the type of `carry[i]`."""
     steps = block.steps
-    _copies_first(steps, carry)
+    flows = [(s, *touched(s)) for s in steps]
+    flows = _copies_first(flows, carry)
+    steps[:] = [s for s, _, _ in flows]
     pairs = [(c, n) for c, n in zip(carry, new, strict=True) if c.size]
     for old, fresh in pairs:
-        if _replaceable(steps, old, fresh):
+        if _replaceable(flows, old, fresh):
             # A view of all of it: every step that mentions the temporary now means the carry.
             fresh.kind, fresh.base = "view", old
     steps.extend(CopyStep(old, fresh) for old, fresh in pairs if fresh.base is None)
@@ -36,16 +41,17 @@ def _same(a: Buf, b: Buf) -> bool:
     return a is b
 
 
-def _copies_first(steps: list[Step], carry: Sequence[Buf]) -> None:
+def _copies_first(flows: list[Flow], carry: Sequence[Buf]) -> list[Flow]:
     """Copies of the old carry (results that are stacked) go to the front, where they are in nobody's way."""
     roots = {c.root for c in carry}
-    early = []
-    for s in steps:
-        if isinstance(s, CopyStep) and s.src.root in roots and s.dst.root not in roots:
-            if not any(s.dst.root in touched(t)[0] | touched(t)[1] for t in steps if t is not s):
-                early.append(s)
-    chosen = {id(s) for s in early}
-    steps[:] = [*early, *(s for s in steps if id(s) not in chosen)]
+    users = Counter(root for _, reads, writes in flows for root in reads | writes)
+
+    def early(s: Step) -> bool:
+        if not isinstance(s, CopyStep) or s.src.root not in roots or s.dst.root in roots:
+            return False
+        return users[s.dst.root] == 1
+
+    return [*(f for f in flows if early(f[0])), *(f for f in flows if not early(f[0]))]
 
 
 def touched(step: Step) -> tuple[set[Buf], set[Buf]]:
@@ -61,17 +67,16 @@ def touched(step: Step) -> tuple[set[Buf], set[Buf]]:
     return reads, writes
 
 
-def _replaceable(steps: Sequence[Step], old: Buf, fresh: Buf) -> bool:
-    sets = [touched(s) for s in steps]
-    writers = [n for n, (_, writes) in enumerate(sets) if fresh in writes]
-    if not writers or any(old.root in writes for _, writes in sets):
+def _replaceable(flows: Sequence[Flow], old: Buf, fresh: Buf) -> bool:
+    writers = [n for n, (_, _, writes) in enumerate(flows) if fresh in writes]
+    if not writers or any(old.root in writes for _, _, writes in flows):
         return False
     first = writers[0]
-    if any(old.root in reads for reads, _ in sets[first + 1 :]):
+    if any(old.root in reads for _, reads, _ in flows[first + 1 :]):
         return False
-    if old.root not in sets[first][0]:
+    step, reads, _ = flows[first]
+    if old.root not in reads:
         return True
-    step = steps[first]
     if len(writers) > 1:
         return False
     if isinstance(step, CopyStep):

@@ -11,6 +11,7 @@ Stacking what is not stacked takes memory, so all this has a limit for each scan
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -142,6 +143,8 @@ class _After:
         self.results: Env = {}
         self.values: dict[Var, tuple[Array, bool]] = {v: (as_tracer(t, a), False) for v, a in s.consts}
         self.values.update((v, (as_tracer(t, a), True)) for v, a in s.xs)
+        self.uses = Counter(a for e in s.eqns for a in e.inputs)
+        self.uses.update(s.body.outputs)
         # Products that no carry needs, but for carries that are only added to, and what follows from them.
         needed = needed_for(s.eqns, [c.out for c in s.carry if self._added(c) is None])
         roots = [e.outputs[0] for e in s.eqns if _is_product(e) and needed.isdisjoint(e.outputs)]
@@ -235,9 +238,7 @@ class _After:
         e = self.producer.get(c.out) if isinstance(c.out, Var) else None
         if e is None or e.prim.name != "add":
             return None
-        uses = [a for eqn in self.s.eqns for a in eqn.inputs] + [c.out for c in self.carry]
-        uses += [a for a, _ in self.ys]
-        if c.var not in e.inputs or uses.count(c.var) != 1 or uses.count(c.out) != 1:
+        if c.var not in e.inputs or self.uses[c.var] != 1 or self.uses[c.out] != 1:
             return None
         return e.inputs[1] if e.inputs[0] is c.var else e.inputs[0]
 

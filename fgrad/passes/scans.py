@@ -150,14 +150,14 @@ def prune(graph: Graph) -> Graph:
 
 def _pruned(s: Scan, needed: set[Var]) -> Scan:
     ys = tuple((a, r) for a, r in s.ys if r in needed)
-    live = [c for c in s.carry if c.result in needed]
+    live = {c for c in s.carry if c.result in needed}
     while True:
         inside = needed_for(s.eqns, (*(c.out for c in live), *(a for a, _ in ys)))
-        more = [c for c in s.carry if c in live or c.var in inside]
+        more = {c for c in s.carry if c in live or c.var in inside}
         if len(more) == len(live):
             break
         live = more
-    s = replace(s, carry=tuple(live), ys=ys)
+    s = replace(s, carry=tuple(c for c in s.carry if c in live), ys=ys)
     body = dce(s.body)
     used = {a for e in body.eqns for a in e.inputs} | set(body.outputs)
     return replace(

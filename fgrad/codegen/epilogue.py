@@ -42,7 +42,7 @@ from fgrad.codegen.loops import (
 )
 from fgrad.codegen.packing import flat_offset, levels_of
 from fgrad.codegen.planning import candidates, finish
-from fgrad.codegen.program import Block, Buf, ContractStep, KernelStep, Program, nested_blocks, walk
+from fgrad.codegen.program import Block, Buf, ContractStep, KernelStep, Program, Step, nested_blocks, walk
 from fgrad.codegen.target import TargetInfo
 
 
@@ -387,6 +387,8 @@ def attach_epilogues(program: Program, target: TargetInfo) -> None:
             kernel = steps[reader] if reader is not None else None
             if reader is None or not isinstance(kernel, KernelStep) or reader in taken:
                 continue
+            if _overwritten(step, steps[n + 1 : reader + 1]):
+                continue
             joined = _joined(step, kernel, target)
             if joined is None:
                 continue
@@ -401,6 +403,12 @@ def attach_epilogues(program: Program, target: TargetInfo) -> None:
         block.steps[:] = [s for n, s in enumerate(steps) if n not in gone]
 
     visit(program.body)
+
+
+def _overwritten(step: ContractStep, later: Sequence[Step]) -> bool:
+    """Whether `later` steps write what the contraction reads (a loop's carry, updated in place): it must stay before them."""
+    operands = {step.lhs.root, step.rhs.root}
+    return any(not operands.isdisjoint(b.root for b in s.writes) for s in walk(Block(list(later))))
 
 
 _PASS_CYCLES = 0.25  # an element, for each argument of a kernel that is run apart

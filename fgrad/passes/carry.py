@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from fgrad.codegen.program import Block, Buf, CopyStep, KernelStep, Step, nested_blocks, walk
+from fgrad.codegen.program import Block, Buf, ContractStep, CopyStep, KernelStep, Step, nested_blocks, walk
 
 Flow = tuple[Step, set[Buf], set[Buf]]  # a step, and the roots that it reads and writes
 
@@ -67,6 +67,15 @@ def touched(step: Step) -> tuple[set[Buf], set[Buf]]:
     return reads, writes
 
 
+def _of_a_product(before: Sequence[Flow], step: Step, old: Buf) -> bool:
+    """Whether `step` makes the new carry of a product of the old one, element by element: it may become part of the product
+    (`codegen.epilogue`) if it does not overwrite what that reads, which is worth more than the copy."""
+    return isinstance(step, KernelStep) and any(
+        isinstance(s, ContractStep) and old.root in reads and s.out in step.reads and s.out.size == old.size
+        for s, reads, _ in before
+    )
+
+
 def _replaceable(flows: Sequence[Flow], old: Buf, fresh: Buf) -> bool:
     writers = [n for n, (_, _, writes) in enumerate(flows) if fresh in writes]
     if not writers or any(old.root in writes for _, _, writes in flows):
@@ -75,6 +84,8 @@ def _replaceable(flows: Sequence[Flow], old: Buf, fresh: Buf) -> bool:
     if any(old.root in reads for _, reads, _ in flows[first + 1 :]):
         return False
     step, reads, _ = flows[first]
+    if _of_a_product(flows[:first], step, old):
+        return False
     if old.root not in reads:
         return True
     if len(writers) > 1:

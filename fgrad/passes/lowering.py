@@ -198,7 +198,8 @@ class Lowering:
         return [self.value(a) for a in atoms]
 
     def cost(self, value: Lazy) -> int:
-        return sum(1 if self.steady(e) else _COST.get(e.prim.name, 1) for e in value.eqns)
+        costs = ((e, _COST.get(e.prim.name, 1)) for e in value.eqns)
+        return sum(min(cost, 1) if cost and self.steady(e) else cost for e, cost in costs)
 
     def steady(self, eqn: Eqn) -> bool:
         """Whether the inputs are the same along the last axis: what follows from them is computed outside the innermost loop."""

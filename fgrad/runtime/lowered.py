@@ -28,6 +28,7 @@ from fgrad.passes import compile_graph, optimize
 from fgrad.passes.memory import peak_memory
 from fgrad.runtime.cost import Cost, program_cost
 from fgrad.runtime.executable import Executable, compile_program, plan_program
+from fgrad.runtime.options import winograd, winograd_allowed
 from fgrad.runtime.peaks import Peaks
 from fgrad.runtime.profile import Profile, profile
 
@@ -50,6 +51,7 @@ class Lowered:
     def __init__(self, graph: Graph, donated: Mapping[int, int], name: str, arguments: Sequence[Any] = ()):
         self.graph, self._donated, self.name = graph, dict(donated), name
         self._arguments = tuple(arguments)  # one for each input of the graph
+        self._winograd = winograd_allowed()
 
     @cached_property
     def optimized(self) -> Graph:
@@ -59,7 +61,8 @@ class Lowered:
     def program(self) -> Program:
         """The planned program: kernels, contractions, memory. Nothing is compiled to machine code for it."""
         program = compile_graph(self.graph, self._donated)
-        plan_program(program)
+        with winograd(self._winograd):  # as where this was lowered, wherever it is looked at
+            plan_program(program)
         return program
 
     @cached_property

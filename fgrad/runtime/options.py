@@ -20,7 +20,8 @@ def winograd(allowed: bool) -> Iterator[None]:
 
     Where a 3x3 convolution of stride one is faster by it (forward and both gradients), the compiler uses F(4x4, 3x3) or
     F(2x2, 3x3) of Lavin & Gray (2015), with a quarter or four ninths of the multiplications. The root-mean-square error relative to that
-    of the result is then below 5e-6 for up to 512 channels (a direct sum: below 1e-6). An infinity or NaN in the input makes the
+    of the result is below 5e-6 for up to 2048 channels, about twice that of a direct sum for the first and like it for the
+    second (measured: 0.8e-6 and 0.3e-6 at 64 channels, direct 0.4e-6). An infinity or NaN in the input makes the
     whole 4x4 tile of outputs NaN rather than the nine outputs it belongs to.
 
     It counts where a jitted function is called; each function is compiled once for either choice. Outside any `with` the environment

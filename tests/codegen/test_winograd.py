@@ -35,6 +35,10 @@ torch = pytest.importorskip("torch")
 KINDS = ("forward", "input gradient", "weight gradient")
 # What `fgrad.winograd` promises: root-mean-square and largest error, each relative to the root mean square of the result.
 BOUNDS = {4: (5e-6, 1e-4), 2: (2e-6, 3e-5)}
+AGAINST_DIRECT = {
+    4: (3.0, 4e-7),
+    2: (1.2, 1.5e-7),
+}  # times the error of a direct sum, and what the transforms add
 
 
 def problem(kind, samples, channels, outputs, size, padding, seed=0, dtype=np.float32):
@@ -87,6 +91,7 @@ def check(spec, chosen, lhs, rhs, expected):
     rms, largest = errors(run(spec, chosen, lhs, rhs, expected), expected)
     bound = BOUNDS[chosen.m]
     assert rms < bound[0] and largest < bound[1], f"{chosen}: {rms:.1e}, {largest:.1e}"
+    return rms
 
 
 SIZES = [  # samples, channels, outputs, size, padding
@@ -150,18 +155,22 @@ def test_every_blocking(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("m", [4, 2])
 def test_rounding(kind, m):
-    """The stated bounds, over channels from few to many."""
+    """The stated bounds, over channels from few to many, and not much more than a direct sum errs."""
+    direct = replace(host(), winograd=False)
     for seed, (samples, channels, outputs, size) in enumerate(
         [
             (4, 16, 16, (12, 12)),
             (8, 64, 64, (16, 16)),
             (2, 256, 32, (8, 8)),
             (2, 32, 256, (8, 8)),
-            (4, 512, 64, (4, 4)),
+            (2, 2048, 16, (4, 4)),
         ]
     ):
         spec, lhs, rhs, expected = problem(kind, samples, channels, outputs, size, 1, seed)
-        check(spec, plans(spec, host(), m)[0], lhs, rhs, expected)
+        rms = check(spec, plans(spec, host(), m)[0], lhs, rhs, expected)
+        usual = errors(run(spec, plan(spec, direct), lhs, rhs, expected), expected)[0]
+        times, more = AGAINST_DIRECT[m]
+        assert rms < times * usual + more, f"{rms:.1e}, direct {usual:.1e}"
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -280,6 +289,10 @@ def test_the_switch():
         with fgrad.winograd(True):
             assert "winograd" in paths(step, args)
             assert step(*args) == fast
+        lowered = step.lower(*args)  # as where it was lowered, wherever it is looked at
+    assert all(
+        s.meta["plan"].path != "winograd" for s in walk(lowered.program.body) if isinstance(s, ContractStep)
+    )
     assert step(*args) == fast
     assert abs(float(fast) - float(direct)) < 1e-5 * float(direct)
 

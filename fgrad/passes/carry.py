@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from fgrad.codegen.program import Block, Buf, ContractStep, CopyStep, KernelStep, Step, nested_blocks, walk
+from fgrad.codegen.program import Block, Buf, ContractStep, CopyStep, KernelStep, Step, touched
 
 Flow = tuple[Step, set[Buf], set[Buf]]  # a step, and the roots that it reads and writes
 
@@ -52,19 +52,6 @@ def _copies_first(flows: list[Flow], carry: Sequence[Buf]) -> list[Flow]:
         return users[s.dst.root] == 1
 
     return [*(f for f in flows if early(f[0])), *(f for f in flows if not early(f[0]))]
-
-
-def touched(step: Step) -> tuple[set[Buf], set[Buf]]:
-    """The roots that a step reads and writes, those of nested steps included."""
-    reads: set[Buf] = set()
-    writes: set[Buf] = set()
-    for s in walk(Block([step])):
-        reads.update(b.root for b in s.reads)
-        writes.update(b.root for b in s.writes)
-        for name in ("index", "pred"):
-            if nested_blocks(s) and hasattr(s, name):
-                reads.add(getattr(s, name).root)
-    return reads, writes
 
 
 def _of_a_product(before: Sequence[Flow], step: Step, old: Buf) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from fgrad.ir import Atom, Eqn, Graph, Var
 from fgrad.passes.inline import map_subgraphs
-from fgrad.passes.loops_out import moved_out
+from fgrad.passes.loops_out import moved_out, while_constants_out
 from fgrad.passes.scans import Env, Scan, key, prune, renamed, tidy
 
 
@@ -44,6 +44,8 @@ def improve_loops(graph: Graph) -> Graph:
             new, changed = moved_out(Scan.of(e))
             eqns += new
             env |= changed
+        elif e.prim.name == "while_loop":
+            eqns += while_constants_out(e)
         else:
             eqns.append(e)
     return prune(Graph(graph.inputs, eqns, tuple(read(a) for a in graph.outputs), graph.name))

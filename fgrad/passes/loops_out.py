@@ -12,7 +12,7 @@ Stacking what is not stacked takes memory, so all this has a limit for each scan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,26 +54,63 @@ def moved_out(s: Scan) -> tuple[list[Eqn], Env]:
 
 
 def constants_out(s: Scan, t: Trace) -> Scan:
-    """What depends on constants alone. What only repeats a value stays: it is cheaper to repeat than to read."""
-    known = {v for v, _ in s.consts}
+    """What depends on constants alone."""
+    made, rest = _fixed(s.body, s.consts, t, lambda e: True)
+    return replace(s, consts=(*s.consts, *made), eqns=tuple(rest)) if made else s
+
+
+def _fixed(
+    body: Graph, consts: Sequence[tuple[Var, Atom]], t: Trace, movable: Callable[[Eqn], bool]
+) -> tuple[list[tuple[Var, Atom]], list[Eqn]]:
+    """The variables of `body` that depend on `consts` alone, with their values written into `t`, and the equations that are left.
+
+    What only repeats a value stays: it is cheaper to repeat than to read.
+    """
+    known = {v for v, _ in consts}
     fixed: list[Eqn] = []
-    for e in s.eqns:
-        if not e.prim.effects and all(isinstance(a, Literal) or a in known for a in e.inputs):
+    for e in body.eqns:
+        inputs_known = all(isinstance(a, Literal) or a in known for a in e.inputs)
+        if inputs_known and not e.prim.effects and movable(e):
             fixed.append(e)
             known.update(e.outputs)
     moving = set(fixed)
-    needed = {a for e in s.eqns if e not in moving for a in e.inputs} | set(s.body.outputs)
+    needed = {a for e in body.eqns if e not in moving for a in e.inputs} | set(body.outputs)
     for e in reversed(fixed):
         if not needed.isdisjoint(e.outputs) and e.prim.name in _REPEATING:
             moving.discard(e)
             needed.update(e.inputs)
     roots = [v for e in fixed if e in moving for v in e.outputs if v in needed]
     if not roots:
-        return s
-    graph = Graph(tuple(v for v, _ in s.consts), fixed, tuple(roots))
-    values = evaluate(graph, [as_tracer(t, a) for _, a in s.consts])
-    made = tuple((v, t.lift(x)) for v, x in zip(roots, values, strict=True))
-    return replace(s, consts=(*s.consts, *made), eqns=tuple(e for e in s.eqns if e not in moving))
+        return [], body.eqns
+    graph = Graph(tuple(v for v, _ in consts), fixed, tuple(roots))
+    values = evaluate(graph, [as_tracer(t, a) for _, a in consts])
+    made = [(v, t.lift(x)) for v, x in zip(roots, values, strict=True)]
+    return made, [e for e in body.eqns if e not in moving]
+
+
+def while_constants_out(eqn: Eqn) -> list[Eqn]:
+    """A `while_loop` without what is the same in all iterations, after the equations that compute it.
+
+    There may be no iteration: what could fail (indices out of bounds, NumPy's linear algebra) stays.
+    """
+
+    def movable(e: Eqn) -> bool:
+        return e.prim.family in ("elementwise", "structure", "contract", "reduce", "cumulative")
+
+    nc, nb = eqn.params["cond_consts"], eqn.params["body_consts"]
+    params = dict(eqn.params)
+    consts: list[tuple[Atom, ...]] = []
+    with deriving("loops") as t:
+        for key, inputs in (("cond", eqn.inputs[:nc]), ("body", eqn.inputs[nc : nc + nb])):
+            graph: Graph = dce(params[key])
+            n = len(inputs)
+            made, rest = _fixed(graph, list(zip(graph.inputs, inputs)), t, movable)
+            inner = (*graph.inputs[:n], *(v for v, _ in made), *graph.inputs[n:])
+            params[key] = Graph(inner, rest, graph.outputs, graph.name)
+            params[f"{key}_consts"] = n + len(made)
+            consts.append((*inputs, *(a for _, a in made)))
+    inputs = (*consts[0], *consts[1], *eqn.inputs[nc + nb :])
+    return [*t.eqns, Eqn(eqn.prim, inputs, params, eqn.outputs, eqn.source)]
 
 
 def operands_in_order(s: Scan, t: Trace) -> Scan:

@@ -17,6 +17,7 @@ from fgrad.ir import Atom, Eqn, Graph, Literal, Type, Var, infer
 
 MOST_PARTS = 8
 _PART_CYCLES = 100_000
+_MOST_TRIES = 8
 DEAR = frozenset(["tanh", "sigmoid", "exp", "log", "erf", "sin", "cos", "pow", "log1p", "expm1"])
 
 Demand = tuple[Var, bool]  # a variable, and whether a part of its rows is meant (or all of it)
@@ -39,13 +40,14 @@ def cut_rows(body: Graph, consts: int, carry: int, rows: int, part: int) -> Cut 
     carried = [_has_rows(v.type, rows) for v in body.inputs[consts : consts + carry]]
     if any(not _has_rows(a.type, rows) for a in body.outputs[carry:]):
         return None
-    while any(carried):
+    for _ in range(_MOST_TRIES):
+        if not any(carried):
+            break
         made = _Cutter(body, consts, carry, rows, part, carried).cut()
-        if isinstance(made, Cut):
+        if made is None or isinstance(made, Cut):
             return made
-        if made is None:
-            return None
-        carried[made] = False  # wanted whole: perhaps all parts can compute it
+        for n in made:  # wanted whole: perhaps all parts can compute it
+            carried[n] = False
     return None
 
 
@@ -84,8 +86,8 @@ class _Cutter:
         self.carry_at = {v: n for n, v in enumerate(body.inputs[consts : consts + carry])}
         self.wanted: set[Demand] = set()
 
-    def cut(self) -> Cut | int | None:
-        """The cut; or the number of a carry that is wanted whole although it is cut; or None."""
+    def cut(self) -> Cut | list[int] | None:
+        """The cut; or the numbers of carries that are wanted whole although they are cut; or None."""
         body = self.body
         outputs = [
             (a, on)
@@ -113,12 +115,16 @@ class _Cutter:
             if (e.outputs[0], False) in self.wanted:
                 found[e, False] = e.params
                 self._want(e.inputs, [False] * len(e.inputs))
+        whole: list[int] = []
+        inputs = set(body.inputs)
         for v, on in self.wanted:
             if v in self.carry_at and on != self.carried[self.carry_at[v]]:
-                return self.carry_at[v] if not on else None
-            if on and v in body.inputs and not _has_rows(v.type, self.rows):
+                if on:
+                    return None
+                whole.append(self.carry_at[v])
+            if on and v in inputs and not _has_rows(v.type, self.rows):
                 return None
-        return self._build(found, outputs)
+        return whole or self._build(found, outputs)
 
     def _want(self, atoms: Sequence[Atom], parts: Sequence[bool]) -> None:
         self.wanted.update((a, on) for a, on in zip(atoms, parts, strict=True) if isinstance(a, Var))

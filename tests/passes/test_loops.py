@@ -158,6 +158,28 @@ def test_results_that_are_the_same_in_each_row():
     assert not list(scans(graph))
 
 
+def test_constants_of_while_loops():
+    def f(lib, w, x):
+        def body(c):
+            n, x = c
+            return n + 1, lib.np.tanh(x @ (lib.np.transpose(w) * 2.0 + 1.0)) + w[0][:4]
+
+        return lib.while_loop(lambda c: (c[0] < 3) & (c[1].sum() < lib.np.exp(w).sum()), body, (0, x))[1]
+
+    agree(f, vec(4, 4), vec(3, 4))
+    graph = optimized(lambda w, x: f(fgrad_lib(), w, x), fnp.array(vec(4, 4)), fnp.array(vec(3, 4)))
+    (loop,) = [e for e in graph.eqns if e.prim.name == "while_loop"]
+    inside = {e.prim.name for key in ("body", "cond") for e in loop.params[key].eqns}
+    assert not inside & {"transpose", "exp", "mul", "slice"}
+
+
+def test_what_may_fail_stays_in_a_loop_that_may_not_run():
+    def f(table, x):
+        return fgrad.while_loop(lambda c: c[0] < 0, lambda c: (c[0] + 1, c[1] + table[7]), (0, x))[1]
+
+    np.testing.assert_array_equal(np.asarray(fgrad.jit(f)(fnp.ones((9, 2)), fnp.zeros(2))), np.zeros(2))
+
+
 def test_large_stacks_are_not_made(monkeypatch):
     from fgrad.passes import loops_out
 

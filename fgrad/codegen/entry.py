@@ -107,6 +107,8 @@ def emit_program(
         b.branch(done)
     b.position_at_end(done)
     b.ret_void()
+    if target.forced:
+        _restrict(module, target)
     texts = [team.common_text(), *shared.texts] if shared.tasks else []
     if clock:
         texts.append(clock.text(declared=bool(shared.tasks)))
@@ -121,6 +123,14 @@ class _Call:
     fn: ir.Function
     bufs: list[Buf]
     arguments: Callable[[ir.IRBuilder, list[ir.Value], ir.Value, ir.Value], list[ir.Value]]
+
+
+def _restrict(module: ir.Module, target: TargetInfo) -> None:
+    """Have LLVM compile every function for `target` rather than for the machine. llvmlite's `add` knows no such attributes."""
+    for fn in module.functions:
+        if not fn.is_declaration:
+            set.add(fn.attributes, f'"target-cpu"="{target.cpu}"')
+            set.add(fn.attributes, f'"target-features"="{target.features}"')
 
 
 class _Shared:

@@ -258,7 +258,11 @@ def exact_fma(a: V, b: Number, c: Number) -> V:
 
 
 def rint(x: V) -> V:
-    return x.call("rint")
+    """The nearest integer, the even one of two."""
+    if target_of(x.b).rounds:
+        return x.call("rint")
+    whole = 2.0**x.format.mantissa  # from here on all numbers are integers
+    return where(abs(x) < whole, copysign((abs(x) + whole) - whole, x), x)
 
 
 def sqrt(x: V) -> V:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +29,8 @@ class TargetInfo:
     half: bool
     l1: int = 32 * 1024
     l2: int = 512 * 1024
+    rounds: bool = True  # to integers, in one instruction
+    forced: bool = False  # by FGRAD_TARGET: every function is then compiled for `cpu` and `features` alone
     winograd: bool = (
         True  # whether convolutions may be computed by Winograd's algorithm, which rounds differently
     )
@@ -82,16 +85,42 @@ def describe(cpu: str, features: dict[str, bool], machine: str, *, l1: int, l2: 
             return TargetInfo(cpu, flags, 64, 32, True, True, True, True, l1, l2)
         if has("avx2", "fma"):
             return TargetInfo(cpu, flags, 32, 16, True, True, False, has("f16c"), l1, l2)
-        return TargetInfo(cpu, flags, 16, 16, has("fma"), False, False, has("f16c"), l1, l2)
+        return TargetInfo(cpu, flags, 16, 16, has("fma"), False, False, has("f16c"), l1, l2, has("sse4.1"))
     neon = machine.lower() in {"arm64", "aarch64"}
     return TargetInfo(cpu, flags, 16, 32 if neon else 16, neon, False, False, neon, l1, l2)
 
 
+_LEVEL_2 = ("cx16", "sahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2")
+_LEVEL_3 = (*_LEVEL_2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
+_LEVELS = {
+    "x86-64": ("sse2",),
+    "x86-64-v2": _LEVEL_2,
+    "x86-64-v3": _LEVEL_3,
+    "x86-64-v4": (*_LEVEL_3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+
+
+def level(name: str, available: dict[str, bool], *, l1: int, l2: int) -> TargetInfo:
+    """One of the levels of the x86-64 ABI, which a processor with the features `available` must reach.
+
+    Raises ValueError for a name that is none, or more than there is.
+    """
+    if name not in _LEVELS:
+        raise ValueError(f"FGRAD_TARGET={name!r} is none of {', '.join(_LEVELS)}; unset it for this machine")
+    missing = [f for f in _LEVELS[name] if not available.get(f, False)]
+    if missing:
+        raise ValueError(f"FGRAD_TARGET={name!r} needs {', '.join(missing)}, which this processor lacks")
+    return replace(describe(name, dict.fromkeys(_LEVELS[name], True), "x86_64", l1=l1, l2=l2), forced=True)
+
+
 @lru_cache(maxsize=1)
 def host() -> TargetInfo:
-    """The machine that this process runs on."""
+    """The machine that this process runs on, or what FGRAD_TARGET makes of it (x86-64, x86-64-v2, -v3 or -v4)."""
     import llvmlite.binding as llvm  # here, because it loads all of LLVM
 
     features = dict(llvm.get_host_cpu_features())
     l1, l2 = _cache_bytes(1, 32 * 1024), _cache_bytes(2, 512 * 1024)
+    name = os.environ.get("FGRAD_TARGET")
+    if name:
+        return level(name, features, l1=l1, l2=l2)
     return describe(llvm.get_host_cpu_name(), features, platform.machine(), l1=l1, l2=l2)

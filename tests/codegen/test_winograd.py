@@ -35,10 +35,8 @@ torch = pytest.importorskip("torch")
 KINDS = ("forward", "input gradient", "weight gradient")
 # What `fgrad.winograd` promises: root-mean-square and largest error, each relative to the root mean square of the result.
 BOUNDS = {4: (5e-6, 1e-4), 2: (2e-6, 3e-5)}
-AGAINST_DIRECT = {
-    4: (3.0, 4e-7),
-    2: (1.2, 1.5e-7),
-}  # times the error of a direct sum, and what the transforms add
+# At most so many times the error of a direct sum, and so much more.
+AGAINST_DIRECT = {4: (4.0, 5e-7), 2: (1.5, 1.5e-7)}
 
 
 def problem(kind, samples, channels, outputs, size, padding, seed=0, dtype=np.float32):

@@ -413,3 +413,9 @@ def test_unknown_attributes_are_plain_attribute_errors():
     assert not hasattr(X, "no_such_thing")
     with pytest.raises(AttributeError, match="no attribute 'shapee'"):
         X.shapee
+
+
+@pytest.mark.parametrize("other", [np.float32([1, 2]), np.float32([1])])
+def test_a_dtype_that_an_operation_lacks_is_our_error_for_equal_and_other_shapes(other):
+    with pytest.raises(fgrad.FgradTypeError, match="bitwise_and: needs integers or bools"):
+        fnp.bitwise_and(np.float32([1, 2]), other)

@@ -5,12 +5,14 @@ it with one worker a thread. Worker 0 is the caller and runs the segment; the ot
 `void task(ptr frame, i64 piece, i64 worker)` to be run for every piece:
 
     caller                                    helpers
-    task, frame -> team                       wait (a while; then they leave) until there are pieces
+    task, frame -> team                       wait until there are pieces
     word = (epoch + 1, pieces, next 0)  --->  take a piece by compare-and-swap on `word`, run it, done += 1
     takes pieces as well
     waits until done = pieces
 
 The epoch in `word` makes a late compare-and-swap fail; whoever has taken a piece keeps the task alive, as the caller waits for it.
+A helper with nothing to do pauses for some 50 us, then gives the processor away between looks, and leaves after about 0.1 s: a serial step
+of a millisecond must not cost the rest of a long program its threads.
 The caller never waits for a thread that has not taken a piece, except for those that are in the region when it ends.
 
 On a machine where others want the processors too, a thread that has taken a piece may be put to sleep for milliseconds, and sharing is
@@ -103,10 +105,11 @@ work:
   br label %look
 idle:
   %more = add i64 %waited, 1
-  %enough = icmp ugt i64 %more, 3000
+  %enough = icmp ugt i64 %more, 200000
   br i1 %enough, label %done, label %wait
 wait:
-  call void @"team.pause"(ptr %team, i64 0)
+  %patience = add i64 %more, 17000
+  call void @"team.pause"(ptr %team, i64 %patience)
   br label %look
 done:
   ret void

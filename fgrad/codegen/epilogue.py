@@ -420,11 +420,14 @@ _LONG_CYCLES, _LONG = 100_000, 4
 def _joined(step: ContractStep, kernel: KernelStep, target: TargetInfo) -> tuple[Epilogue, Plan] | None:
     sides = [math.prod(d.extent for d in dims) for dims in (step.spec.m, step.spec.n)]
     depth = math.prod(d.extent for d in step.spec.k)
-    if step.meta["plan"].cycles > _LONG_CYCLES and depth > _LONG * max(sides):
+    plain = step.meta["plan"]
+    if plain.cycles > _LONG_CYCLES and depth > _LONG * max(sides):
         return None
+    if plain.path == "outer" and plain.k_chunk * plain.k_inner < depth:
+        return None  # the caches want the sum in pieces, which an epilogue cannot have
     epilogue = match(step.spec, step.out, kernel)
     if epilogue is None:
         return None
     plan = plan_with(step.spec, epilogue, target)
     saved = _PASS_CYCLES * step.out.size * len(kernel.args)
-    return (epilogue, plan) if plan is not None and plan.cycles <= step.meta["plan"].cycles + saved else None
+    return (epilogue, plan) if plan is not None and plan.cycles <= plain.cycles + saved else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Plan:
 
     spec: Contraction
     target: TargetInfo
-    path: str  # "nothing", "zero", "loops", "outer", "inner" or "direct"
+    path: str  # "nothing", "zero", "loops", "outer", "inner", "direct" or "plane"
     acc: np.dtype
     lhs: View
     rhs: View
@@ -107,6 +107,10 @@ class Plan:
             )
             text += f", chunk={self.k_chunk} nc={self.nc}"
         return f"{text}, workspace {self.workspace_bytes} bytes, about {self.cycles:.0f} cycles"
+
+
+# A candidate: its cost in cycles and the fields of the plan that it sets.
+Candidate = tuple[float, Plan, dict[str, Any]]
 
 
 def tile_offsets(levels: Sequence[tuple], size: int, which: int = 1) -> tuple[int, ...] | None:
@@ -176,3 +180,12 @@ def choose_chunk(levels: Sequence[tuple], goal: int) -> tuple[int, int]:
     even = -(-extent // -(-extent // steps))
     exact = max(d for d in range(1, steps + 1) if extent % d == 0)
     return split, exact if 2 * exact >= steps else even
+
+
+def pack_cost(rows: Sequence[tuple], depth_contiguous: bool, width: int, lanes: int) -> float:
+    """Cycles to pack one element."""
+    extent, stride = rows[-1] if rows else (1, 1)
+    if stride == 1 and extent > 1:
+        run = min(extent, width)
+        return (3.0 * -(-run // lanes) + 0.5) / run if run >= lanes // 2 else 1.5
+    return 0.5 if depth_contiguous else 1.6

@@ -52,19 +52,21 @@ def emit_direct(w: Writer, out, lhs, rhs) -> None:
     """Write one step of the batch of a plan whose path is "direct"."""
     p = w.p
     assert p.direct is not None
-    _Direct(w, p, p.direct).write(out, lhs, rhs)
+    DirectWriter(w, p, p.direct).write(out, lhs, rhs)
 
 
-class _Direct:
+class DirectWriter:
+    """The loops of a direct convolution; ``plane.py`` has other tiles in them."""
+
     def __init__(self, w: Writer, p: Plan, direct: Direct) -> None:
         self.w, self.e, self.p, self.d, self.acc = w, w.e, p, direct, p.acc
         stencil = self.s = direct.stencil
         self.lanes = [vector_lanes(width, p.lanes) for width in p.widths]
-        steps, step = {}, p.nr
+        self.panel_steps, step = {}, p.nr
         for dim in reversed(p.spec.k):
-            steps[dim.name] = step
+            self.panel_steps[dim.name] = step
             step *= dim.extent if dim is not p.spec.k[0] else 1
-        self.panel_steps = steps
+        self.panel_dtype = self.acc
         self.flat, step = {}, 1  # steps of the flat index over n
         for dim in reversed(p.spec.n):
             self.flat[dim.name] = step
@@ -107,14 +109,7 @@ class _Direct:
         """The loops that move the image as a whole; the innermost takes as many at once as the tile has rows for."""
         e, p = self.e, self.p
         if not loops:
-
-            def panel(i) -> None:
-                size = e.mul(i, math.prod(d.extent for d in p.spec.k[1:]))
-                m0 = e.add(goal.m, i)
-                here = Place(e.add(goal.offset, flat_offset(e, m0, self.w.out_rows)), m0, goal.n)
-                self.lines(here, rhs, e.mul(size, steps), steps, first)
-
-            e.loop(count, panel, step=p.nr)
+            self.panels(goal, rhs, count, steps, first)
             return
         dim, *rest = loops
 
@@ -124,10 +119,21 @@ class _Direct:
 
         e.loop(dim.extent, body, step=1 if rest else self.d.together)
 
-    def lines(self, goal: Place, rhs, offset: Index, steps: Index, first) -> None:
+    def panels(self, goal: Place, rhs, count: Index, steps: Index, first) -> None:
+        """The panels of a block, one after the other."""
+        e, p = self.e, self.p
+
+        def panel(i) -> None:
+            size = e.mul(i, math.prod(d.extent for d in p.spec.k[1:]))
+            m0 = e.add(goal.m, i)
+            here = Place(e.add(goal.offset, flat_offset(e, m0, self.w.out_rows)), m0, goal.n)
+            self.lines(here, rhs, e.at(self.w.areas["lhs_panel"], e.mul(size, steps), self.acc), steps, first)
+
+        e.loop(count, panel, step=p.nr)
+
+    def lines(self, goal: Place, rhs, panel, steps: Index, first) -> None:
         """Every line of one panel's output."""
         e, p = self.e, self.p
-        panel = e.at(self.w.areas["lhs_panel"], offset, self.acc)
 
         def line(axes: list[_Table], goal: Place, rhs, panel, counts: dict[str, Index]) -> None:
             if axes:
@@ -135,7 +141,7 @@ class _Direct:
 
                 def step(i) -> None:
                     count, tap, element = table.at(i)
-                    here = e.at(panel, e.mul(tap, self.panel_steps[table.axis.tap.name]), self.acc)
+                    here = e.at(panel, e.mul(tap, self.panel_steps[table.axis.tap.name]), self.panel_dtype)
                     image = e.at(rhs, element, p.rhs.dtype)
                     moved = self.moved(goal, table.axis.place, i)
                     line(rest, moved, image, here, {**counts, table.axis.tap.name: count})
@@ -189,27 +195,31 @@ class _Direct:
                 result = nest(levels[1:], image_here, panel_here, list(sums_here))
                 return [
                     e.at(image_here, image_step, p.rhs.dtype),
-                    e.at(panel_here, panel_step, self.acc),
+                    e.at(panel_here, panel_step, self.panel_dtype),
                     *result,
                 ]
 
             return e.loop(extent, body, [image, panel, *sums])[2:]
 
-        start = [e.zero(self.acc, n) for _ in range(self.d.together * strip.size) for n in self.lanes]
-        return nest(levels, image, panel, start)
+        return nest(levels, image, panel, self.start(strip))
+
+    def start(self, strip: Strip) -> list[ir.Value]:
+        return [self.e.zero(self.acc, n) for _ in range(self.d.together * strip.size) for n in self.lanes]
 
     def run(self, run: Run, image, panel, sums: list[ir.Value]) -> list[ir.Value]:
         e, p = self.e, self.p
-        panel = e.at(panel, run.first * p.nr, self.acc)
+        tap_step = self.panel_steps[p.spec.k[-1].name]
+        panel = e.at(panel, run.first * tap_step, self.panel_dtype)
         if run.count <= _UNROLL:
             for tap in range(run.count):
-                here = e.at(panel, tap * p.nr, self.acc)
+                here = e.at(panel, tap * tap_step, self.panel_dtype)
                 sums = self.multiply(run, run.step * tap, image, here, sums)
             return sums
 
         def body(_, image_here, panel_here, *sums_here):
             result = self.multiply(run, 0, image_here, panel_here, list(sums_here))
-            return [e.at(image_here, run.step, p.rhs.dtype), e.at(panel_here, p.nr, self.acc), *result]
+            moved = e.at(image_here, run.step, p.rhs.dtype), e.at(panel_here, tap_step, self.panel_dtype)
+            return [*moved, *result]
 
         return e.loop(run.count, body, [image, panel, *sums])[2:]
 
@@ -296,7 +306,7 @@ class _Direct:
 class _Table:
     """The taps of an outer axis at every place: constants in the code, or in memory, or a multiple of the place."""
 
-    def __init__(self, writer: _Direct, axis: Spatial) -> None:
+    def __init__(self, writer: DirectWriter, axis: Spatial) -> None:
         self.e, self.axis = writer.e, axis
         rows = axis.table()
         self.least = min(count for count, *_ in rows)

@@ -30,6 +30,7 @@ from fgrad.codegen.epilogue import Epilogue, Sink
 from fgrad.codegen.irtools import Emitter, Index, memory_type, opaque
 from fgrad.codegen.microkernel import emit_inner_product, emit_outer_product
 from fgrad.codegen.packing import emit_pack, emit_spread, flat_offset, inner_room, levels_of, merge_levels
+from fgrad.codegen.plane import emit_plane
 from fgrad.codegen.winograd import WinogradPlan
 from fgrad.codegen.winograd_emit import emit_winograd
 
@@ -92,7 +93,7 @@ class _Writer:
             self.zero(out)
             return
         if p.path in ("outer", "direct"):  # in the entry block, so that the stack is taken once
-            turned = p.lanes * (p.nr + p.mr + 2 * p.lanes) if p.direct else 0
+            turned = p.lanes * (p.nr + p.mr + 2 * p.lanes) if p.path == "direct" else 0
             tile = e.builder.alloca(memory_type(self.acc), p.mr * p.nr + turned)
             tile.align = 64
             self.tile = opaque(e.builder, tile)
@@ -144,6 +145,7 @@ class _Writer:
                 "outer": self.columns,
                 "inner": self.inner_tiles,
                 "direct": self.direct,
+                "plane": self.plane,
             }
             write[p.path](out, *sides)
             return
@@ -165,6 +167,9 @@ class _Writer:
 
     def direct(self, out, lhs, rhs) -> None:
         emit_direct(self, out, lhs, rhs)
+
+    def plane(self, out, lhs, rhs) -> None:
+        emit_plane(self, out, lhs, rhs)
 
     # Plain loops ------------------------------------------------------------------------------------------------
 

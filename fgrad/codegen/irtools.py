@@ -265,6 +265,12 @@ class Emitter:
             function, [pointer, I32(dtype.itemsize), mask, self.zero(dtype, vector.count)]
         )
 
+    def load_spread(self, pointer: ir.Value, mask: ir.Value, dtype: np.dtype) -> ir.Value:
+        """Neighbours in memory, one for each lane in ``mask``, in order; zeros in the other lanes."""
+        vector = ir.VectorType(memory_type(dtype), mask.type.count)
+        name = f"llvm.masked.expandload.v{vector.count}f{8 * dtype.itemsize}"
+        return self.intrinsic(name, vector, [pointer, mask, self.zero(dtype, vector.count)])
+
     def store_some(self, value: ir.Value, pointer: ir.Value, mask: ir.Value, dtype: np.dtype) -> None:
         """Store the lanes in ``mask``; needs ``can_mask``."""
         function = self._masked("store", pointer, value.type, dtype)

@@ -8,23 +8,22 @@ the shapes is decided here, in Python, so that ``gemm.emit`` writes one straight
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from fgrad.codegen.blocking import Direct, Plan, choose_chunk, tile_offsets, with_workspace
+from fgrad.codegen.blocking import Candidate, Plan, choose_chunk, pack_cost, tile_offsets, with_workspace
 from fgrad.codegen.contraction import Contraction, Operand
+from fgrad.codegen.direct_planning import direct_candidates, plane_candidates
 from fgrad.codegen.irtools import is_floating
 from fgrad.codegen.packing import Spread, View, levels_of, spread_layout
-from fgrad.codegen.stencil import find_stencil, strips
+from fgrad.codegen.stencil import find_stencil
 from fgrad.codegen.target import TargetInfo
 from fgrad.codegen.winograd import WinogradPlan, plan_winograd
 
-# A candidate: its cost in cycles and the fields of the plan that it sets.
-Candidate = tuple[float, Plan, dict[str, Any]]
 _WORTH_ROUNDING = 0.8  # Winograd's algorithm rounds more, so it must be faster by more than the model errs
 
 
@@ -83,7 +82,8 @@ def candidates(spec: Contraction, target: TargetInfo, whole: bool = False) -> It
         return
     if is_floating(acc):
         for variant, swapped in ((spec, False), (spec.swapped(), True)):
-            yield from _direct(variant, swapped, target, acc, out, whole)
+            yield from direct_candidates(variant, swapped, target, acc, out, whole)
+            yield from plane_candidates(variant, swapped, target, acc, out, whole)
     specs = [spec]
     if not (spec.lhs.is_plain(extents) and spec.rhs.is_plain(extents)) and is_floating(acc):
         specs += _by_sample(spec)
@@ -148,15 +148,6 @@ def _footprint(operand: Operand, spec: Contraction) -> int:
     extents = {**spec.extents, **{dim.name: 1 for dim in spec.batch}}
     spans = [axis.span(extents) for axis in operand.axes]
     return math.prod(high - low + 1 for low, high in spans)
-
-
-def _pack_cost(rows: Sequence[tuple], depth_contiguous: bool, width: int, lanes: int) -> float:
-    """Cycles to pack one element."""
-    extent, stride = rows[-1] if rows else (1, 1)
-    if stride == 1 and extent > 1:
-        run = min(extent, width)
-        return (3.0 * -(-run // lanes) + 0.5) / run if run >= lanes // 2 else 1.5
-    return 0.5 if depth_contiguous else 1.6
 
 
 @dataclass(frozen=True)
@@ -264,7 +255,7 @@ def _outer(p: Plan) -> Iterator[Candidate]:
                     block = max(1, n * (target.l2 // 2) // footprint)
                 nc = min(max(1, block // nr), tiles_n) * nr
                 if rhs_packed:
-                    cost += b * k * n * _pack_cost(rhs_rows, depth[-1][2] == 1, nr, lanes)
+                    cost += b * k * n * pack_cost(rhs_rows, depth[-1][2] == 1, nr, lanes)
                     cost += b * tiles_n * -(-k // kc) * 10 + 0.05 * cost
                 elif depth[-1][2] * size % 2048 == 0 and kc > 64 and tiles_m > 2:
                     cost *= 1.15  # rows a power of two apart fall into the same cache sets
@@ -273,7 +264,7 @@ def _outer(p: Plan) -> Iterator[Candidate]:
                         continue
                     total = cost
                     if lhs_packed:
-                        pack = _pack_cost(lhs_rows, depth[-1][1] == 1, mr, lanes)
+                        pack = pack_cost(lhs_rows, depth[-1][1] == 1, mr, lanes)
                         total += b * k * tiles_m * mr * pack * -(-n // nc)
                     elif mr > 6 and lhs_stride and lhs_stride % 2048 == 0 and kc > 16:
                         total *= 1.25
@@ -356,82 +347,3 @@ def _inner(p: Plan) -> Iterator[Candidate]:
                         "n_overlap": n_overlap,
                     },
                 )
-
-
-_MOST_CODE = 480  # multiply-adds in the code of one direct convolution
-
-
-def _direct(
-    spec: Contraction, swapped: bool, target: TargetInfo, acc: np.dtype, out: View, whole: bool
-) -> Iterator[Candidate]:
-    """Plans for the direct convolution, if this is one."""
-    stencil = find_stencil(spec)
-    lanes, size = target.lanes(acc.itemsize), acc.itemsize
-    if stencil is None or spec.rhs.dtype != acc:
-        return
-    m = math.prod(d.extent for d in spec.m)
-    if len(levels_of(spec.m, out.strides)) > 1:
-        return
-    b, _, _, k = (math.prod(d.extent for d in dims) for dims in (spec.batch, spec.m, spec.n, spec.k))
-    lhs = View(spec.lhs.dtype, *spec.lhs.strides())
-    base = Plan(spec, target, "direct", acc, lhs, stencil.view, out, swapped, whole=whole)
-    depth, rows = levels_of(spec.k, lhs.strides), levels_of(spec.m, lhs.strides)
-    pack = b * m * k * _pack_cost(rows, bool(depth) and depth[-1][1] == 1 and depth[-1][0] >= 4, lanes, lanes)
-    loops = math.prod(d.extent for d in stencil.loops)
-    last = stencil.loops[-1].extent if stencil.loops else 1
-    channels = math.prod(d.extent for d in stencil.channels)
-    lines = math.prod(axis.place.extent for axis in stencil.outer)
-    pairs = math.prod(axis.pairs for axis in stencil.outer)
-    extent, first = stencil.inner.place.extent, spec.k[0]
-    divisions = sorted({-(-extent // tile) for tile in range(min(extent, 7), min(extent, 30) + 1)})
-    groups = [t for t in range(1, 29) if last % t == 0]
-    # Rows a multiple of this many bytes apart compete for the same few places in the first-level cache.
-    apart = stencil.view.strides.get(stencil.loops[-1].name, 0) * size if stencil.loops else 1
-    crowded = 8 if apart % (target.l1 // 8) == 0 else 29
-    sizes = {c * lanes for c in range(1, 7) if m % (c * lanes) == 0} | ({m} if m <= 6 * lanes else set())
-    for nr in sizes:
-        starts = tuple(range(0, nr, lanes))
-        widths = tuple(min(lanes, nr - start) for start in starts)
-        breadth = sum(1.0 if 2 * width > lanes else 0.6 for width in widths)
-        chunks = {first.extent}
-        fits = target.l2 // 2 // (size * nr * k // first.extent)
-        if first in stencil.channels and out.dtype == acc and not whole and fits < first.extent:
-            chunks.add(max(1, fits))
-        for parts in divisions:
-            tile = -(-extent // parts)
-            for together in groups:
-                mr = tile * together
-                if mr * len(widths) + len(widths) + 1 > target.registers:
-                    break
-                found = strips(stencil.inner, parts)
-                work = code = 0.0
-                for strip in found:
-                    for run in strip.runs:
-                        met = len(run.rows) * together
-                        times = 1 if run.count > 8 else run.count
-                        code += met * len(widths) * times
-                        per = max(met * breadth, 0.5 * met + len(widths), 8)
-                        work += strip.count * run.count * (per + (1.0 if run.count > 8 else 0.2))
-                    work += strip.count * 2.0
-                if code > _MOST_CODE:
-                    continue
-                tiles = lines * parts * (loops // together) * (m // nr)
-                store = together * sum(40 + width * 2.5 for width in widths) * -(-tile // lanes)
-                for chunk in chunks:
-                    block = target.l2 // 2 // (size * nr * (k // first.extent) * chunk)
-                    nc = min(max(1, block), m // nr) * nr
-                    times = -(-first.extent // chunk)
-                    cost = (m // nr) * (loops // together) * pairs * channels * work
-                    if together > crowded:
-                        cost *= 1.3
-                    if size * nc * (k // first.extent) * chunk > target.l2 * 3 // 4:
-                        cost *= 1.1
-                    cost += tiles * times * (store + 30)
-                    cost += 0.3 * loops * channels * lines * extent * -(-m // nc)
-                    fields = {"mr": mr, "widths": widths, "starts": starts, "lanes": lanes, "nc": nc}
-                    fields |= {
-                        "k_chunk": chunk,
-                        "lhs_packed": True,
-                        "direct": Direct(stencil, parts, together),
-                    }
-                    yield b * cost + pack, base, fields

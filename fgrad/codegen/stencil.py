@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from fgrad.codegen.contraction import Axis, Contraction, Dim
 from fgrad.codegen.packing import View
@@ -77,6 +78,18 @@ class Run:
     count: int
     rows: tuple[tuple[int, int], ...]  # (row, memory offset at the first tap)
     step: int
+
+
+def reads_of(run: Run) -> str | None:
+    """How the elements of a run's first tap become the lanes of a vector: "line" (neighbours), "every other" element for
+    neighbouring rows, "spread" (neighbours to equally spaced rows); None for anything else."""
+    if len(run.rows) < 2:
+        return "line"
+    rows = {b[0] - a[0] for a, b in pairwise(run.rows)}
+    elements = {b[1] - a[1] for a, b in pairwise(run.rows)}
+    if elements == {1}:
+        return "line" if rows == {1} else "spread"
+    return "every other" if (rows, elements) == ({1}, {2}) else None
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,38 @@ def test_plans_of_the_direct_path_against_torch(index):
     assert tried >= 6
 
 
+PLANES = [
+    ((2, 12, 16, 16), (12, 1, 3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 12),
+    ((2, 5, 33, 32), (5, 1, 3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1), 5),
+    ((2, 6, 14, 27), (12, 2, 5, 4), (1, 2), [(0, 3), (2, 1)], (2, 1), 3),
+    ((3, 4, 40), (4, 1, 9), (2,), [(4, 4)], (1,), 4),
+    ((2, 4, 20, 20), (3, 4, 1, 1), (2, 2), [(0, 0), (0, 0)], (1, 1), 1),
+    ((1, 2, 6, 9, 18), (2, 1, 2, 3, 3), (1, 1, 1), [(1, 0), (1, 1), (1, 1)], (1, 1, 1), 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(PLANES)))
+def test_lanes_along_a_line_against_torch(index):
+    tried = 0
+    for number, (spec, (lhs, rhs), expected) in enumerate(gradients(PLANES[index])):
+        target = target_of((64, 32)[(index + number) % 2] if host().vector_bytes == 64 else 32)
+        if not target.masked_loads:
+            pytest.skip("this path is for machines with masked loads")
+        for candidate in (c for c in candidates(spec, target) if c[1].path == "plane"):
+            other = finish(*candidate)
+            whole, out = guarded(expected.size, np.float32)
+            compiled = compile_contraction(spec, target, other)
+            compiled.run(out, fenced(lhs, at_end=True), fenced(rhs, at_end=True))
+            compiled.run(out, fenced(lhs, at_end=False), fenced(rhs, at_end=False))
+            scale = float(np.abs(expected).max())
+            np.testing.assert_allclose(
+                out, expected.reshape(-1), rtol=0, atol=3e-5 * scale, err_msg=str(other)
+            )
+            assert (whole[:64] == 77).all() and (whole[64 + expected.size :] == 77).all(), str(other)
+            tried += 1
+    assert tried >= 2
+
+
 def test_k_in_pieces_adds_up():
     """The gradient of a kernel over a large batch does not fit the cache, and is summed piece by piece."""
     spec, (lhs, rhs), expected = gradients(

@@ -14,7 +14,7 @@ from fgrad.codegen.packing import View, levels_of
 from fgrad.codegen.stencil import find_stencil, reads_of, strips
 from fgrad.codegen.target import TargetInfo
 
-_MOST_CODE = 480  # multiply-adds in the code of one direct convolution
+_MOST_CODE = 320  # multiply-adds in the code of one direct convolution
 
 
 def direct_candidates(
@@ -78,6 +78,7 @@ def direct_candidates(
                     nc = min(max(1, block), m // nr) * nr
                     times = -(-first.extent // chunk)
                     cost = (m // nr) * (loops // together) * pairs * channels * work
+                    cost *= 1.0 + 0.08 * code / _MOST_CODE  # of equal plans the one that compiles faster
                     if together > crowded:
                         cost *= 1.3
                     if size * nc * (k // first.extent) * chunk > target.l2 * 3 // 4:

@@ -170,7 +170,7 @@ def tables(found: dict[str, Any]) -> str:
             rows.append({"what": f"{name}, {level}, GB/s", **found["gbytes"][name][level]})
     rows.append({"what": "calling compiled code from Python, us", "1": found["launch_us"]})
     if found["region_us"] is not None:
-        rows.append({"what": "starting and ending a parallel region, us", counts[-1]: found["region_us"]})
+        rows.append({"what": "handing out pieces to all threads, us", counts[-1]: found["region_us"]})
     return table(rows, {"what": "", **labels})
 
 

@@ -31,7 +31,7 @@ from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
 from fgrad.codegen.parallel import split_work
 from fgrad.codegen.parts import emit_parts, own_temporaries
-from fgrad.codegen.pieces import MOST_PIECES, ContractPieces, Pieces, pieces_of, worth_threads
+from fgrad.codegen.pieces import ContractPieces, Pieces, pieces_of, worth_threads
 from fgrad.codegen.program import (
     Buf,
     ChainStep,
@@ -155,7 +155,7 @@ class _Shared:
         self.names: set[str] = set()
 
     def segment(self, segment: Segment) -> ir.Function:
-        """`void segment(ptr table, ptr team)`, or the function that enters it with a team of threads."""
+        """`void segment(ptr table, ptr team)`, or the function that enters it with the pool of threads."""
         name = f"segment.{segment.index}"
         fn = ir.Function(self.module, team.SEGMENT, name)
         fn.linkage = "internal"
@@ -163,7 +163,7 @@ class _Shared:
         SegmentEmitter(self, fn).run(segment.steps)
         if not worth_threads(segment.steps):
             return fn
-        self.texts.append(team.segment_text(name, Layout.POOL, MOST_PIECES))
+        self.texts.append(team.segment_text(name, Layout.POOL))
         return team.enter(name)
 
     def unique(self, wanted: str) -> str:

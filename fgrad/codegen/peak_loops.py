@@ -6,6 +6,7 @@ over arrays of `bytes` bytes. No passes are to be run over the text: what is wri
 
 from __future__ import annotations
 
+from fgrad.codegen import team
 from fgrad.codegen.target import TargetInfo
 
 STEPS = 1000
@@ -22,7 +23,7 @@ def module_text(target: TargetInfo) -> str:
     loops = [_fma_text(target, bits) for bits in (32, 64)]
     loops += [_stream_text(target, name, False) for name in STREAMS]
     loops += [_stream_text(target, name, True) for name in ("copy", "triad")]
-    return "\n".join([_FIXED, *loops])
+    return "\n".join([team.common_text(), _FIXED, *loops])
 
 
 _FIXED = """
@@ -32,23 +33,16 @@ define void @nothing(ptr %table, i64 %segment) {
   ret void
 }
 
-define internal void @worker(ptr %args, ptr %dimensions, ptr %steps, ptr %data) {
+define internal void @task(ptr %frame, i64 %piece, i64 %worker) {
   ret void
 }
 
-define void @region(ptr %start, i32 %threads, i64 %rounds) {
+define void @region(ptr %pool, i64 %pieces, i64 %rounds) {
 entry:
-  %args = alloca i64
-  %dimensions = alloca i64
-  %steps = alloca i64
-  %count = sext i32 %threads to i64
   br label %loop
 loop:
   %n = phi i64 [ 0, %entry ], [ %n.next, %loop ]
-  store i64 0, ptr %args
-  store i64 %count, ptr %dimensions
-  store i64 1, ptr %steps
-  call void %start(ptr @worker, ptr %args, ptr %dimensions, ptr %steps, ptr null, i64 0, i64 1, i32 %threads)
+  call void @"team.run"(ptr %pool, ptr @task, ptr null, i64 %pieces)
   %n.next = add i64 %n, 1
   %more = icmp ult i64 %n.next, %rounds
   br i1 %more, label %loop, label %done

@@ -1,27 +1,25 @@
 """How the threads of one running program share its work, as LLVM IR that is linked into programs that need it.
 
-A stretch of native code (a segment) that has enough to share is one region of the threading layer: `parallel_for` starts
-it with one worker a thread. Worker 0 is the caller and runs the segment; the others help whenever it hands out a task, a function
-`void task(ptr frame, i64 piece, i64 worker)` to be run for every piece:
+Helper threads (`runtime.threads` starts them once) look at one word of memory, the pool's. A program that runs a stretch of native
+code (a segment) with enough to share takes the pool, and hands out tasks, functions `void task(ptr frame, i64 piece, i64 worker)` to
+be run for every piece. The caller is worker 0:
 
     caller                                    helpers
-    task, frame -> team                       wait until there are pieces
+    task, frame -> pool                       look at `word` (a while; then they sleep) until there are pieces
     word = (epoch + 1, pieces, next 0)  --->  take a piece by compare-and-swap on `word`, run it, done += 1
+    wakes those who sleep
     takes pieces as well
     waits until done = pieces
 
-The epoch in `word` makes a late compare-and-swap fail; whoever has taken a piece keeps the task alive, as the caller waits for it.
-A helper with nothing to do pauses for some 50 us, then gives the processor away between looks, and leaves after about 0.1 s: a serial step
-of a millisecond must not cost the rest of a long program its threads.
-The caller never waits for a thread that has not taken a piece, except for those that are in the region when it ends.
+The epoch in `word` makes a late compare-and-swap fail, and the pool's memory is never freed; so a helper need not be told that a
+segment ends, and the caller waits for nobody but those who have taken a piece. (A region of an OpenMP library ends when each of its
+threads has come; on a busy machine that is when the system gets round to starting them, milliseconds later.)
 
 On a machine where others want the processors too, a thread that has taken a piece may be put to sleep for milliseconds, and sharing is
 then slower than one thread. So each segment notes the time of its runs of both kinds (the first eight are of either kind by turns) and
 takes the faster; every 128th run is of the other.
 
-A team is on the caller's stack. The pool belongs to the process (`fgrad.runtime.threads`): the address of `parallel_for` (zero: stay
-serial), the number of threads, a function that gives the processor away, whether to share without a choice (for tests), and, in a
-cache line of its own, whether a region is running. Only one is at a time: other callers run serially meanwhile, with the same results.
+Only one caller has the pool at a time: others run serially meanwhile, with the same results.
 """
 
 from __future__ import annotations
@@ -34,16 +32,21 @@ POINTER, I64 = ir.PointerType(), ir.IntType(64)
 TASK = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64])
 SEGMENT = ir.FunctionType(ir.VoidType(), [POINTER, POINTER])
 
-# Byte offsets. In a team: word 0, done 64, task 128, frame 136, table 192, yield 200. In a pool: parallel_for 0, threads 8,
-# yield 16, always 24, running 64.
-_COMMON = """
-define internal void @"team.pause"(ptr %team, i64 %waited) nounwind {
+# Byte offsets in the pool. How many helpers there are, how many threads may work, functions to give the processor away, to wait for
+# the semaphore and to raise it, the semaphore, and whether to share without asking what is faster (for tests) ...
+HELPERS, THREADS, YIELD, WAIT, POST, SEMAPHORE, ALWAYS = range(0, 56, 8)
+# ... and, in cache lines of their own, whether a caller has the pool, the word, finished pieces, the task, and helpers asleep.
+RUNNING, WORD, DONE, TASK_AT, FRAME_AT, ASLEEP, POOL_BYTES = 64, 128, 192, 256, 264, 320, 384
+_LOOKS = 4000  # before a helper sleeps: some 100 microseconds
+
+_PAUSE = """
+define internal void @"team.pause"(ptr %pool, i64 %waited) nounwind {
 entry:
   PAUSE
   %long = icmp ugt i64 %waited, 20000
   br i1 %long, label %give, label %done
 give:
-  %slot = getelementptr i8, ptr %team, i64 200
+  %slot = getelementptr i8, ptr %pool, i64 {YIELD}
   %yield = load ptr, ptr %slot, align 8
   %none = icmp eq ptr %yield, null
   br i1 %none, label %done, label %call
@@ -54,11 +57,12 @@ done:
   ret void
 }
 
-define internal void @"team.work"(ptr %team, i64 %worker) noinline nounwind {
+define internal void @"team.work"(ptr %pool, i64 %worker) noinline nounwind {
 entry:
+  %at = getelementptr i8, ptr %pool, i64 {WORD}
   br label %look
 look:
-  %word = load atomic i64, ptr %team acquire, align 8
+  %word = load atomic i64, ptr %at acquire, align 8
   %piece = and i64 %word, 65535
   %above = lshr i64 %word, 16
   %pieces = and i64 %above, 65535
@@ -68,56 +72,48 @@ look:
   br i1 %go, label %take, label %done
 take:
   %following = add i64 %word, 1
-  %pair = cmpxchg ptr %team, i64 %word, i64 %following acq_rel acquire
+  %pair = cmpxchg ptr %at, i64 %word, i64 %following acq_rel acquire
   %got = extractvalue { i64, i1 } %pair, 1
   br i1 %got, label %run, label %look
 run:
-  %task.slot = getelementptr i8, ptr %team, i64 128
+  %task.slot = getelementptr i8, ptr %pool, i64 {TASK_AT}
   %task = load ptr, ptr %task.slot, align 8
-  %frame.slot = getelementptr i8, ptr %team, i64 136
+  %frame.slot = getelementptr i8, ptr %pool, i64 {FRAME_AT}
   %frame = load ptr, ptr %frame.slot, align 8
   call void %task(ptr %frame, i64 %piece, i64 %worker)
-  %count = getelementptr i8, ptr %team, i64 64
+  %count = getelementptr i8, ptr %pool, i64 {DONE}
   %old = atomicrmw add ptr %count, i64 1 acq_rel
   br label %look
 done:
   ret void
 }
+"""
 
-define internal void @"team.help"(ptr %team, i64 %worker) noinline nounwind {
+_RUN = """
+define internal void @"team.wake"(ptr %pool, i64 %asleep) noinline nounwind {
 entry:
+  %slot = getelementptr i8, ptr %pool, i64 {ASLEEP}
+  %all = atomicrmw xchg ptr %slot, i64 0 acq_rel
+  %post.slot = getelementptr i8, ptr %pool, i64 {POST}
+  %post = load ptr, ptr %post.slot, align 8
+  %semaphore.slot = getelementptr i8, ptr %pool, i64 {SEMAPHORE}
+  %semaphore = load ptr, ptr %semaphore.slot, align 8
   br label %look
 look:
-  %waited = phi i64 [ 0, %entry ], [ 0, %work ], [ %more, %wait ]
-  %word = load atomic i64, ptr %team acquire, align 8
-  %over = icmp eq i64 %word, -1
-  br i1 %over, label %done, label %check
-check:
-  %piece = and i64 %word, 65535
-  %above = lshr i64 %word, 16
-  %pieces = and i64 %above, 65535
-  %some = icmp ult i64 %piece, %pieces
-  %mine = icmp ult i64 %worker, %pieces
-  %go = and i1 %some, %mine
-  br i1 %go, label %work, label %idle
-work:
-  call void @"team.work"(ptr %team, i64 %worker)
-  br label %look
-idle:
-  %more = add i64 %waited, 1
-  %enough = icmp ugt i64 %more, 200000
-  br i1 %enough, label %done, label %wait
-wait:
-  %patience = add i64 %more, 17000
-  call void @"team.pause"(ptr %team, i64 %patience)
+  %n = phi i64 [ %all, %entry ], [ %less, %raise ]
+  %none = icmp eq i64 %n, 0
+  br i1 %none, label %done, label %raise
+raise:
+  %ignored = call i32 %post(ptr %semaphore, i64 1, ptr null)
+  %less = sub i64 %n, 1
   br label %look
 done:
   ret void
 }
 
-define internal void @"team.run"(ptr %team, ptr %task, ptr %frame, i64 %pieces) noinline nounwind {
+define internal void @"team.run"(ptr %pool, ptr %task, ptr %frame, i64 %pieces) noinline nounwind {
 entry:
-  %alone = icmp eq ptr %team, null
+  %alone = icmp eq ptr %pool, null
   br i1 %alone, label %serial, label %publish
 serial:
   %n = phi i64 [ 0, %entry ], [ %n.next, %serial ]
@@ -126,52 +122,111 @@ serial:
   %n.more = icmp ult i64 %n.next, %pieces
   br i1 %n.more, label %serial, label %done
 publish:
-  %task.slot = getelementptr i8, ptr %team, i64 128
+  %task.slot = getelementptr i8, ptr %pool, i64 {TASK_AT}
   store ptr %task, ptr %task.slot, align 8
-  %frame.slot = getelementptr i8, ptr %team, i64 136
+  %frame.slot = getelementptr i8, ptr %pool, i64 {FRAME_AT}
   store ptr %frame, ptr %frame.slot, align 8
-  %count = getelementptr i8, ptr %team, i64 64
+  %count = getelementptr i8, ptr %pool, i64 {DONE}
   store atomic i64 0, ptr %count monotonic, align 8
-  %old = load atomic i64, ptr %team monotonic, align 8
+  %at = getelementptr i8, ptr %pool, i64 {WORD}
+  %old = load atomic i64, ptr %at monotonic, align 8
   %epoch = lshr i64 %old, 32
   %epoch.next = add i64 %epoch, 1
   %high = shl i64 %epoch.next, 32
   %low = shl i64 %pieces, 16
   %word = or i64 %high, %low
-  store atomic i64 %word, ptr %team release, align 8
-  call void @"team.work"(ptr %team, i64 0)
+  store atomic i64 %word, ptr %at seq_cst, align 8
+  %asleep.slot = getelementptr i8, ptr %pool, i64 {ASLEEP}
+  %asleep = load atomic i64, ptr %asleep.slot seq_cst, align 8
+  %all.awake = icmp eq i64 %asleep, 0
+  br i1 %all.awake, label %work, label %wake
+wake:
+  call void @"team.wake"(ptr %pool, i64 %asleep)
+  br label %work
+work:
+  call void @"team.work"(ptr %pool, i64 0)
   br label %look
 look:
-  %waited = phi i64 [ 0, %publish ], [ %more, %wait ]
+  %waited = phi i64 [ 0, %work ], [ %more, %wait ]
   %ready = load atomic i64, ptr %count acquire, align 8
   %all = icmp eq i64 %ready, %pieces
   br i1 %all, label %done, label %wait
 wait:
   %more = add i64 %waited, 1
-  call void @"team.pause"(ptr %team, i64 %waited)
+  call void @"team.pause"(ptr %pool, i64 %waited)
   br label %look
 done:
   ret void
 }
 """
 
-_SEGMENT = """
-define internal void @"SEGMENT.worker"(ptr %args, ptr %dimensions, ptr %steps, ptr %team) nounwind {
+_HELP = """
+define void @"help"(ptr %pool, i64 %worker) nounwind {
 entry:
-  %worker = load i64, ptr %args, align 8
-  %first = icmp eq i64 %worker, 0
-  br i1 %first, label %lead, label %help
-lead:
-  %table.slot = getelementptr i8, ptr %team, i64 192
-  %table = load ptr, ptr %table.slot, align 8
-  call void @"SEGMENT"(ptr %table, ptr %team)
-  store atomic i64 -1, ptr %team release, align 8
-  ret void
-help:
-  call void @"team.help"(ptr %team, i64 %worker)
-  ret void
+  %at = getelementptr i8, ptr %pool, i64 {WORD}
+  %threads.slot = getelementptr i8, ptr %pool, i64 {THREADS}
+  %asleep.slot = getelementptr i8, ptr %pool, i64 {ASLEEP}
+  br label %look
+look:
+  %waited = phi i64 [ 0, %entry ], [ 0, %work ], [ %more, %wait ], [ 0, %claimed ], [ 0, %woken ]
+  %word = load atomic i64, ptr %at acquire, align 8
+  %threads = load atomic i64, ptr %threads.slot monotonic, align 8
+  %go = call i1 @"wanted"(i64 %word, i64 %worker, i64 %threads)
+  br i1 %go, label %work, label %idle
+work:
+  call void @"team.work"(ptr %pool, i64 %worker)
+  br label %look
+idle:
+  %more = add i64 %waited, 1
+  %enough = icmp ugt i64 %more, {LOOKS}
+  %useless = icmp uge i64 %worker, %threads
+  %tired = or i1 %enough, %useless
+  br i1 %tired, label %sleep, label %wait
+wait:
+  call void @"team.pause"(ptr %pool, i64 0)
+  br label %look
+sleep:
+  %before = atomicrmw add ptr %asleep.slot, i64 1 seq_cst
+  %again = load atomic i64, ptr %at seq_cst, align 8
+  %late = call i1 @"wanted"(i64 %again, i64 %worker, i64 %threads)
+  br i1 %late, label %rise, label %down
+rise:
+  %count = load atomic i64, ptr %asleep.slot monotonic, align 8
+  %counted = icmp ne i64 %count, 0
+  br i1 %counted, label %try, label %down
+try:
+  %less = sub i64 %count, 1
+  %pair = cmpxchg ptr %asleep.slot, i64 %count, i64 %less acq_rel monotonic
+  %out = extractvalue { i64, i1 } %pair, 1
+  br i1 %out, label %claimed, label %rise
+claimed:
+  br label %look
+down:
+  %wait.slot = getelementptr i8, ptr %pool, i64 {WAIT}
+  %function = load ptr, ptr %wait.slot, align 8
+  %semaphore.slot = getelementptr i8, ptr %pool, i64 {SEMAPHORE}
+  %semaphore = load ptr, ptr %semaphore.slot, align 8
+  %failed = call i32 %function(ptr %semaphore, i64 -1)
+  %interrupted = icmp slt i32 %failed, 0
+  br i1 %interrupted, label %down, label %woken
+woken:
+  br label %look
 }
 
+define internal i1 @"wanted"(i64 %word, i64 %worker, i64 %threads) alwaysinline nounwind {
+  %piece = and i64 %word, 65535
+  %above = lshr i64 %word, 16
+  %pieces = and i64 %above, 65535
+  %some = icmp ult i64 %piece, %pieces
+  %mine = icmp ult i64 %worker, %pieces
+  %allowed = icmp ult i64 %worker, %threads
+  %both = and i1 %some, %mine
+  %go = and i1 %both, %allowed
+  ret i1 %go
+}
+"""
+
+_SEGMENT = """
 @"SEGMENT.state" = internal global [3 x i64] zeroinitializer, align 64
 
 define internal void @"SEGMENT.note"(ptr %best, i64 %begin) nounwind {
@@ -192,21 +247,16 @@ entry:
 
 define internal void @"SEGMENT.enter"(ptr %table, ptr %unused) nounwind {
 entry:
-  %team = alloca i8, i64 256, align 64
-  %args = alloca i64, align 8
-  %dimensions = alloca i64, align 8
-  %steps = alloca i64, align 8
   %pool.slot = getelementptr i8, ptr %table, i64 POOL
   %pool = load ptr, ptr %pool.slot, align 8
   %none = icmp eq ptr %pool, null
   br i1 %none, label %serial, label %known
 known:
-  %start = load ptr, ptr %pool, align 8
-  %threads.slot = getelementptr i8, ptr %pool, i64 8
-  %wanted = load i64, ptr %threads.slot, align 8
-  %fewer = icmp ult i64 %wanted, PIECES
-  %threads = select i1 %fewer, i64 %wanted, i64 PIECES
-  %off = icmp eq ptr %start, null
+  %helpers.slot = getelementptr i8, ptr %pool, i64 {HELPERS}
+  %helpers = load i64, ptr %helpers.slot, align 8
+  %threads.slot = getelementptr i8, ptr %pool, i64 {THREADS}
+  %threads = load i64, ptr %threads.slot, align 8
+  %off = icmp eq i64 %helpers, 0
   %one = icmp ult i64 %threads, 2
   %stay = or i1 %off, %one
   br i1 %stay, label %serial, label %choose
@@ -223,7 +273,7 @@ choose:
   %early = icmp ult i64 %calls, 8
   %even = trunc i64 %calls to i1
   %chosen = select i1 %early, i1 %even, i1 %better
-  %always.slot = getelementptr i8, ptr %pool, i64 24
+  %always.slot = getelementptr i8, ptr %pool, i64 {ALWAYS}
   %always.word = load i64, ptr %always.slot, align 8
   %always = icmp ne i64 %always.word, 0
   %share = or i1 %chosen, %always
@@ -234,23 +284,12 @@ timed:
   call void @"SEGMENT.note"(ptr %serial.slot, i64 %begin)
   ret void
 ask:
-  %running = getelementptr i8, ptr %pool, i64 64
+  %running = getelementptr i8, ptr %pool, i64 {RUNNING}
   %pair = cmpxchg ptr %running, i64 0, i64 1 acq_rel acquire
   %free = extractvalue { i64, i1 } %pair, 1
-  br i1 %free, label %region, label %serial
-region:
-  store i64 0, ptr %team, align 8
-  %table.slot = getelementptr i8, ptr %team, i64 192
-  store ptr %table, ptr %table.slot, align 8
-  %yield.from = getelementptr i8, ptr %pool, i64 16
-  %yield = load ptr, ptr %yield.from, align 8
-  %yield.slot = getelementptr i8, ptr %team, i64 200
-  store ptr %yield, ptr %yield.slot, align 8
-  store i64 0, ptr %args, align 8
-  store i64 %threads, ptr %dimensions, align 8
-  store i64 1, ptr %steps, align 8
-  %threads.32 = trunc i64 %threads to i32
-  call void %start(ptr @"SEGMENT.worker", ptr %args, ptr %dimensions, ptr %steps, ptr %team, i64 0, i64 1, i32 %threads.32)
+  br i1 %free, label %shared, label %serial
+shared:
+  call void @"SEGMENT"(ptr %table, ptr %pool)
   store atomic i64 0, ptr %running release, align 8
   call void @"SEGMENT.note"(ptr @"SEGMENT.state", i64 %begin)
   ret void
@@ -290,13 +329,38 @@ def enter(segment: str) -> ir.Function:
     return ir.Function(ir.Module("segment", context=ir.Context()), SEGMENT, f"{segment}.enter")
 
 
+def _filled(text: str) -> str:
+    for name in [
+        "HELPERS",
+        "THREADS",
+        "YIELD",
+        "WAIT",
+        "POST",
+        "SEMAPHORE",
+        "ALWAYS",
+        "RUNNING",
+        "WORD",
+        "DONE",
+        "TASK_AT",
+        "FRAME_AT",
+        "ASLEEP",
+    ]:
+        text = text.replace(f"{{{name}}}", str(globals()[name]))
+    return text.replace("{LOOKS}", str(_LOOKS)).replace("PAUSE", _machine()[0])
+
+
 def common_text() -> str:
     """The functions that every program with shared work needs. (`run` stands for one of them in calls.)"""
-    pause, declaration, _, clock = _machine()
-    return "\n".join([_COMMON.replace("PAUSE", pause), declaration, clock])
+    _, declaration, _, clock = _machine()
+    return "\n".join([_filled(_PAUSE + _RUN), declaration, clock])
 
 
-def segment_text(segment: str, pool_slot: int, pieces: int) -> str:
-    """`enter(segment)`; no task of the segment has more than `pieces` pieces."""
-    text = _SEGMENT.replace("SEGMENT", segment).replace("POOL", str(8 * pool_slot))
-    return text.replace("PIECES", str(pieces)).replace("CLOCK", _machine()[2])
+def help_text() -> str:
+    """A module that exports `void help(ptr pool, i64 worker)`, in which a helper thread spends its life."""
+    return "\n".join([_filled(_PAUSE + _HELP), _machine()[1]])
+
+
+def segment_text(segment: str, pool_slot: int) -> str:
+    """`enter(segment)`."""
+    text = _filled(_SEGMENT).replace("SEGMENT", segment).replace("POOL", str(8 * pool_slot))
+    return text.replace("CLOCK", _machine()[2])

@@ -68,20 +68,37 @@ def compile_module(text: str, symbol: str) -> NativeCode:
 _llvm_ready = False
 
 
+def _engine(module: Any) -> Any:
+    """An engine of llvmlite's for this machine. Under `_lock`."""
+    import llvmlite.binding as llvm
+
+    global _llvm_ready
+    if not _llvm_ready:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        _llvm_ready = True
+    # The engine takes ownership of its target machine: a new one for each.
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    return llvm.create_mcjit_compiler(module, machine)
+
+
 def load_object(object_code: bytes, symbol: str) -> NativeCode:
     """Link object code from the disk cache into this process. Numba is not imported."""
     import llvmlite.binding as llvm
 
-    global _llvm_ready
     with _lock:
-        if not _llvm_ready:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            _llvm_ready = True
-        # The engine takes ownership of its target machine: a new one for each.
-        machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        engine = _engine(llvm.parse_assembly(""))
         engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(object_code))
         engine.finalize_object()
         address = engine.get_function_address(symbol)
     return NativeCode(symbol, address, object_code, engine)
+
+
+def compile_function(text: str, symbol: str) -> tuple[int, Any]:
+    """The address of a small function, compiled without optimisation and without Numba, and what owns its code."""
+    import llvmlite.binding as llvm
+
+    with _lock:
+        engine = _engine(llvm.parse_assembly(text))
+        engine.finalize_object()
+        return engine.get_function_address(symbol), engine

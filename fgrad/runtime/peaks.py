@@ -254,17 +254,18 @@ class Kernels:
         return arrays * each * max(_rate(caller(self.function(n)), workers, burst, bursts) for n in names)
 
     def region(self, workers: int = 2, rounds: int = 200) -> float:
-        """Seconds to start and end one parallel region of the threading layer with nothing to do; NaN where there is none."""
-        start = threads._parallel_for()
-        if not start or workers < 2:
-            return float("nan")
+        """Seconds to hand out pieces with nothing to do to `workers` threads and wait for them; NaN where there are no helpers."""
+        pool = threads.pool()
         address = self.engine.get_function_address("region")
-        run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64)(address)
+        run = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int64)(address)
         best = float("inf")
         for _ in range(10):
-            begin = time.perf_counter()
-            run(start, workers, rounds)
-            best = min(best, (time.perf_counter() - begin) / rounds)
+            with threads.taken() as free:
+                if not free or workers < 2:
+                    return float("nan")
+                begin = time.perf_counter()
+                run(pool, workers, rounds)
+                best = min(best, (time.perf_counter() - begin) / rounds)
         return best
 
     def launch(self, rounds: int = 20_000) -> float:

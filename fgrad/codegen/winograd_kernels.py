@@ -17,6 +17,7 @@ from fgrad.codegen.packing import transpose
 from fgrad.codegen.winograd_matrices import TAPS, Matrix, Transforms, emit_tile
 
 _FLOAT = np.dtype(np.float32)
+_GROUP = 4
 
 
 class Kernels:
@@ -99,20 +100,23 @@ class Kernels:
         """Move ``width`` neighbours of a block of channels, ``stride`` apart, between the image and a buffer in which the
         channels of a place lie together. ``row`` is the length of a row in the image and in the buffer."""
         run, pitch = min(row[0], width), row[1]
+        # Groups of four lie together for most lengths of rows, which then share a function that is told where groups start.
+        group = _GROUP if run % _GROUP == 0 and width == self.lanes else run
+        starts = [self.e.mul(i // run * pitch + i % run, self.lanes) for i in range(group, width, group)]
 
-        def body(k: Kernels, image, stage, stride, pitch, last=None) -> None:
-            lines = k.lines(image, stride, last)
-            starts = [k.at(stage, k.e.mul(pitch, r * k.lanes)) for r in range(width // run)]
-            places = [(starts[i // run], i % run * k.lanes) for i in range(width)]
+        def body(k: Kernels, image, stage, stride, *rest) -> None:
+            goals = [stage, *(k.at(stage, start) for start in rest[: len(starts)])]
+            lines = k.lines(image, stride, None if last is None else rest[-1])
+            places = [(goals[i // group], i % group * k.lanes) for i in range(width)]
             if out:
                 k.put_columns([k.load(*place) for place in places], lines)
             else:
                 for place, value in zip(places, k.columns_of(lines, width), strict=True):
                     k.store(value, *place)
 
-        shape = f"{width}" + (f".{run}" if run < width else "")
+        shape = f"{width}" + ("" if group in (_GROUP, width) else f".{group}")
         name = f"{'scatter' if out else 'gather'}.{shape}" + ("" if last is None else ".some")
-        self._call(name, body, image, stage, stride, pitch, *(() if last is None else (last,)))
+        self._call(name, body, image, stage, stride, *starts, *(() if last is None else (last,)))
 
     def transform(
         self,

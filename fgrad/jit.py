@@ -23,7 +23,7 @@ from fgrad.array import Array, ConcreteArray
 from fgrad.control.call import call_like, trace_to_graph
 from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
-from fgrad.ir import Graph, Type
+from fgrad.ir import Graph, Type, Var
 from fgrad.passes import compile_graph
 from fgrad.runtime.compiled import Compiled, kind_key, kind_of
 from fgrad.runtime.executable import Executable, compile_program
@@ -253,16 +253,19 @@ class Jitted:
     ) -> Compiled:
         kinds = [kind_of(x, self.call) for x in leaves]
         graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
-        donated = self._donations(args, kwargs, dynamic, graph)
+        given = self._donated(args, kwargs)
+        graph, forwarded = _without_forwarded(graph, len(leaves), given)
+        donated = _pairs(graph, given)
         executable = _compiled(graph, donated)
         placed = getattr(executable.program, "placed", {})
         concrete = [c for c in captured if isinstance(c, ConcreteArray)]
-        return Compiled(kinds, executable, concrete, out_tree, sorted({*donated, *placed.values()}))
+        gone = sorted({*donated, *placed.values()})
+        return Compiled(kinds, executable, concrete, out_tree, gone, forwarded)
 
-    def _donations(self, args: Any, kwargs: Any, dynamic: Any, graph: Graph) -> dict[int, int]:
-        """Donated input leaf -> an output of the same type, each output once."""
+    def _donated(self, args: Any, kwargs: Any) -> list[int]:
+        """The numbers of the donated leaves."""
         if not self.donate:
-            return {}
+            return []
         positions, _ = self._bound(args, kwargs) if not self._simple else (set(), set())
         wanted = {p % len(args) for p in self.donate if -len(args) <= p < len(args)}
         if wanted & positions:
@@ -278,21 +281,16 @@ class Jitted:
             if i in wanted:
                 given.extend(range(at, at + n))
             at += n
-        free = list(enumerate(graph.out_types))
-        pairs: dict[int, int] = {}
-        for i in given:
-            match = next((j for j, t in free if t == graph.inputs[i].type), None)
-            if match is not None:
-                pairs[i] = match
-                free = [(j, t) for j, t in free if j != match]
-        return pairs
+        return given
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """The stages of compiling for these arguments (arrays, or anything with shape and dtype), to look at."""
         dynamic, _ = self._divide(args, kwargs)
         leaves, structure = tree.flatten(dynamic)
         graph, captured, _ = self._trace(args, kwargs, leaves, structure)
-        donated = self._donations(args, kwargs, dynamic, graph)
+        donations = self._donated(args, kwargs)
+        graph, _ = _without_forwarded(graph, len(leaves), donations)
+        donated = _pairs(graph, donations)
         given = [_type_or_array(x, self.call) for x in leaves]
         # What looks at programs (printers, costs, profiles) is loaded on first use: running them needs none of it.
         lowered: type[Lowered] = importlib.import_module("fgrad.runtime.lowered").Lowered
@@ -304,6 +302,29 @@ class Jitted:
         self._graphs.clear()
         self._recent = [(), ()]
         self._recent_of.clear()
+
+
+def _pairs(graph: Graph, given: Sequence[int]) -> dict[int, int]:
+    """Donated input leaf -> an output of the same type, each output once."""
+    free = list(enumerate(graph.out_types))
+    pairs: dict[int, int] = {}
+    for i in given:
+        match = next((j for j, t in free if t == graph.inputs[i].type), None)
+        if match is not None:
+            pairs[i] = match
+            free = [(j, t) for j, t in free if j != match]
+    return pairs
+
+
+def _without_forwarded(graph: Graph, leaves: int, donated: Sequence[int]) -> tuple[Graph, dict[int, int]]:
+    """The graph without the outputs that are arguments unchanged, and which these are: output -> leaf. (A program would copy them.)"""
+    kept = set(donated)
+    numbers = {v: i for i, v in enumerate(graph.inputs[:leaves]) if i not in kept}
+    forwarded = {n: numbers[a] for n, a in enumerate(graph.outputs) if isinstance(a, Var) and a in numbers}
+    if not forwarded:
+        return graph, forwarded
+    outputs = tuple(a for n, a in enumerate(graph.outputs) if n not in forwarded)
+    return Graph(graph.inputs, graph.eqns, outputs, graph.name), forwarded
 
 
 def _type_or_array(x: Any, call: str) -> Any:

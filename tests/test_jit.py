@@ -461,3 +461,37 @@ def test_index_errors_under_jit():
     with pytest.raises(fgrad.FgradIndexError):
         f(X, np.array([7]))
     np.testing.assert_array_equal(f(X, np.array([-1])), [3])
+
+
+# ------------------------------------------------------------------------------------------------ results that are arguments
+
+
+def test_arguments_that_are_returned_unchanged_are_handed_back():
+    f = fgrad.jit(lambda p, x: ({"a": p["a"], "b": p["b"] * 2}, x, 3.0 * x))
+    p, x = {"a": fnp.ones(3), "b": fnp.ones(2)}, fnp.arange(4.0)
+    for _ in range(5):  # the general way, then the written function
+        q, same, y = f(p, x)
+        assert q["a"] is p["a"] and same is x
+        np.testing.assert_array_equal(q["b"], [2, 2])
+        np.testing.assert_array_equal(y, [0, 3, 6, 9])
+    assert len(f.lower(p, x).program.outputs) == 2  # no copies in the program
+
+
+def test_of_an_array_that_may_change_the_result_is_a_copy():
+    f = fgrad.jit(lambda x: (x, x + 1))
+    x = np.arange(4.0)
+    for n in range(5):
+        x[0] = n
+        same, _ = f(x)
+        x[0] = -1
+        np.testing.assert_array_equal(same, [n, 1, 2, 3])
+    assert float(fgrad.jit(lambda x: x)(2)) == 2
+
+
+def test_a_donated_argument_is_not_handed_back():
+    f = fgrad.jit(lambda x, y: (x, y, x + y), donate=0)
+    x, y = fnp.ones(3), fnp.ones(3)
+    first, second, total = f(x, y)
+    assert first is not x and second is y
+    np.testing.assert_array_equal(first, [1, 1, 1])
+    np.testing.assert_array_equal(total, [2, 2, 2])

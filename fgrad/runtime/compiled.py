@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import Array, ConcreteArray, deleted, is_scalar, type_of
+from fgrad.array import Array, ConcreteArray, deleted, is_scalar, type_of, wrap
 from fgrad.convert import as_array
 from fgrad.errors import FgradTypeError, describe, message
 from fgrad.ir import Type
@@ -31,7 +31,8 @@ class Compiled:
     """One program of a jitted function: for one structure of arguments, one type for each leaf, one set of static values.
 
     `kinds` are what leaves must be: their `Type`, or the type of a Python scalar. `captured` are the arrays that the function
-    closes over, `donated` the numbers of the leaves that have no value after a call.
+    closes over, `donated` the numbers of the leaves that have no value after a call, `forwarded` the results that are leaves
+    unchanged (number of the result -> of the leaf): these are handed back, not computed.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Compiled:
         captured: Sequence[ConcreteArray],
         out_tree: Any,
         donated: Sequence[int],
+        forwarded: Mapping[int, int],
     ):
         self.kinds, self.executable, self.out_tree, self.donated = kinds, executable, out_tree, donated
+        self.forwarded = forwarded
         self.captured = [np.require(c.data, requirements=("C", "A")) for c in captured]
         self.captured_pointers = [data_pointer(c) for c in self.captured]
         self.out_types = [type_of(tuple(b.shape), b.dtype) for b in executable.program.outputs]
@@ -75,6 +78,7 @@ class Compiled:
             self.donated,
             self.out_types,
             self.out_tree,
+            self.forwarded,
             set(self.unresolved),
             _resolve,
         )
@@ -97,6 +101,11 @@ class Compiled:
             x = ConcreteArray()
             x._memory, x._ptr, x.type = block, address, t
             outs.append(x)
+        for n, i in sorted(self.forwarded.items()):
+            leaf = leaves[i]  # an fgrad array does not change; of others, a copy as they are now
+            outs.insert(
+                n, leaf if type(leaf) is ConcreteArray else wrap(np.array(_elements(leaf, self.kinds[i])[0]))
+            )
         return self.out_tree.unflatten(outs)
 
     def _take_over(self, leaves: Sequence[Any], pointers: list[int], memories: list[Any]) -> None:

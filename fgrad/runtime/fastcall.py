@@ -48,7 +48,7 @@ given twice) is a `MISS` without a trace: the general way (`compiled.py`) then d
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import starmap
 from typing import Any
 
@@ -56,7 +56,7 @@ import numpy as np
 import optree
 
 from fgrad import tree
-from fgrad.array import ConcreteArray
+from fgrad.array import ConcreteArray, wrap
 from fgrad.ir import Type
 from fgrad.memory import HEADER_AT, PLAIN, READABLE, Block, Header, ownership
 from fgrad.runtime.executable import Executable, Workspace
@@ -75,6 +75,10 @@ def _restore(claimed: Sequence[tuple[ConcreteArray, Any, Any]]) -> None:
     for x, memory, pointer in claimed:
         if memory is not None:
             x._memory, x._ptr = memory, pointer
+
+
+def _copied(x: np.ndarray) -> ConcreteArray:
+    return wrap(np.array(x, order="C"))
 
 
 class _Arguments:
@@ -146,19 +150,19 @@ class _Arguments:
         return True
 
 
-def _result(a: _Arguments, node: Any, numbers: Iterator[int]) -> str:
-    """The expression that puts the next of `y0, y1, ...` into a tree of the structure `node`."""
+def _result(a: _Arguments, node: Any, names: Iterator[str]) -> str:
+    """The expression that puts the next of the variables `names` into a tree of the structure `node`."""
     if node.is_leaf():
-        return f"y{next(numbers)}"
+        return next(names)
     if node.type in (dict, tuple, list):
-        parts = [_result(a, child, numbers) for child in node.children()]
+        parts = [_result(a, child, names) for child in node.children()]
         if node.type is dict:  # in the order of the dict that the function returned, as `unflatten` does
             written = dict(zip(node.entries(), parts, strict=True))
             ordered = node.unflatten([None] * node.num_leaves)
             return f"{{{', '.join(f'{a.key(k)}: {written[k]}' for k in ordered)}}}"
         inside = "".join(part + ", " for part in parts)
         return f"({inside})" if node.type is tuple else f"[{inside}]"
-    inside = "".join(f"y{next(numbers)}, " for _ in range(node.num_leaves))
+    inside = "".join(f"{next(names)}, " for _ in range(node.num_leaves))
     return f"{a.name('U', node.unflatten)}(({inside}))"
 
 
@@ -172,19 +176,22 @@ def fast_call(
     donated: Sequence[int],
     out_types: Sequence[Type],
     out_tree: Any,
+    forwarded: Mapping[int, int],
     unresolved: Collection[int],
     resolve: Callable[[ConcreteArray], Any],
 ) -> Callable[[Any, Any], Any] | None:
     """A function of `(args, kwargs)` that calls `executable` if they are like these, and else returns `MISS`.
 
     `kinds` are what the leaves must be (a `Type`, or the type of a Python scalar), `captured` the addresses of the inputs
-    after them; `unresolved` numbers the leaves whose address `resolve` may have to find first (arrays made by eager
+    after them; `forwarded` says which results are arguments as they came; `unresolved` numbers the leaves whose address `resolve` may have to find first (arrays made by eager
     operations). None if there is no such function for arguments like these (leaves of foreign classes, ordered dicts).
     """
     if not READABLE:
         return None
     a = _Arguments()
     if not (a.visit(args, "args") and a.visit(kwargs, "kwargs")):
+        return None
+    if any(type(a.leaves[i]) not in (ConcreteArray, np.ndarray) for i in forwarded.values()):
         return None
     types: list[str] = []
     arrays: list[int] = []
@@ -288,11 +295,17 @@ def fast_call(
         after.append(
             f"y{j}.type = {a.name('R', out_types[j])}; y{j}._memory = {block}; y{j}._ptr = {address}"
         )
-    after.append(f"return {_result(a, out_tree, iter(outs))}")
+    computed = (f"y{j}" for j in outs)
+    same = {
+        n: f"x{i}" if type(a.leaves[i]) is ConcreteArray else f"copied(x{i})" for n, i in forwarded.items()
+    }
+    results = [same[n] if n in same else next(computed) for n in range(out_tree.num_leaves)]
+    after.append(f"return {_result(a, out_tree, iter(results))}")
 
     names = a.names | {
         "MISS": MISS,
         "ndarray": np.ndarray,
+        "copied": _copied,
         "asarray": np.asarray,
         "header": Header.from_address,
         "idle": executable.idle,

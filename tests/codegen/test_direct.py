@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +20,16 @@ from fgrad.codegen.program import ContractStep, walk
 from fgrad.codegen.standalone import compile_contraction
 from fgrad.codegen.stencil import Spatial, find_stencil, strips
 from fgrad.codegen.target import host
-from tests.codegen.test_contraction import conv_specs, fenced, guarded, random, target_of
+from tests.codegen.test_contraction import (
+    BF16,
+    TOLERANCE,
+    conv_specs,
+    evaluate,
+    fenced,
+    guarded,
+    random,
+    target_of,
+)
 
 CASES = [
     # x, w, strides, padding, dilation, groups
@@ -139,6 +150,35 @@ def test_lanes_along_a_line_against_torch(index):
     assert tried >= 2
 
 
+@pytest.mark.parametrize(
+    "types", [("float64",) * 3, ("bfloat16", "float32", "float32"), ("float16", "float32", "bfloat16")]
+)
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], PLANES[1]], ids=["padded", "strided", "depthwise"])
+def test_element_types_against_the_definition(case, types):
+    """A kernel and an output of another type than the image's are converted as they are packed and stored."""
+    lhs_type, rhs_type, out_type = (BF16 if t == "bfloat16" else np.dtype(t) for t in types)
+    y_shape, *specs = conv_specs(case, np.float32)
+    shapes = ((case[1], case[0], y_shape), (case[1], y_shape, case[0]), (y_shape, case[0], case[1]))
+    for number, (spec, (lhs_shape, rhs_shape, out_shape)) in enumerate(zip(specs, shapes)):
+        spec = replace(
+            spec,
+            lhs=replace(spec.lhs, dtype=lhs_type),
+            rhs=replace(spec.rhs, dtype=rhs_type),
+            out=replace(spec.out, dtype=out_type),
+        )
+        lhs, rhs = random(lhs_shape, lhs_type, 1 + number), random(rhs_shape, rhs_type, 5 + number)
+        expected = np.zeros(int(np.prod(out_shape)), out_type)
+        evaluate(spec, lhs.reshape(-1), rhs.reshape(-1), expected)
+        every = [c for c in candidates(spec, host()) if c[2].get("direct")]
+        for path in sorted({c[1].path for c in every}):
+            best = min((c for c in every if c[1].path == path), key=lambda c: c[0])
+            _, out = guarded(expected.size, out_type)
+            compile_contraction(spec, host(), finish(*best)).run(out, lhs, rhs)
+            got, wanted = out.astype(np.float64), expected.astype(np.float64)
+            bound = TOLERANCE[out_type.name] * max(1.0, float(np.abs(wanted).max()))
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=bound, err_msg=f"{path} {types}")
+
+
 def test_k_in_pieces_adds_up():
     """The gradient of a kernel over a large batch does not fit the cache, and is summed piece by piece."""
     spec, (lhs, rhs), expected = gradients(
@@ -191,3 +231,24 @@ def test_epilogues_see_every_sum_once(samples):
     np.testing.assert_allclose(fgrad.jit(forward)(x, w, b, r), expected, rtol=1e-4, atol=1e-4)
     torch.nn.functional.conv2d(xt.tanh(), vt, stride=2).backward(gt)
     np.testing.assert_allclose(fgrad.jit(backward)(x, v, g), xt.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(host().vector_bytes != 64, reason="reads the assembly of AVX-512")
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["forward", "input gradient", "weight gradient"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sums_stay_in_registers(kind, stride):
+    """The hot loops multiply in the widest registers, with the image's elements broadcast by the instruction, and spill nothing."""
+    case = ((8, 64, 16, 16), (64, 64, 3, 3), (stride, stride), [(1, 1)] * 2, (1, 1), 1)
+    spec = conv_specs(case, np.float32)[1 + kind]
+    every = [c for c in candidates(spec, host()) if c[1].path == "direct"]
+    chosen = finish(*min(every, key=lambda c: c[0]))
+    text = compile_contraction(spec, host(), chosen, assembly=True).assembly
+    blocks = [b for b in re.split(r"\n\.?L?\w+:", text) if len(re.findall("vfmadd", b)) > 16]
+    assert blocks, str(chosen)
+    for block in blocks:
+        products = [line for line in block.splitlines() if "vfmadd" in line]
+        assert all("zmm" in line for line in products)
+        # A few sums may change registers, but none goes to memory and comes back within the loop.
+        loops = block.split("vfmadd")
+        inside = "vfmadd".join(loops[1:-1])
+        assert not re.search(r"vmov\w+\s+%zmm\d+, [^\n]*%r[sb]p", inside), str(chosen)

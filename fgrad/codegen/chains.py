@@ -256,7 +256,7 @@ class Former:
                     chain.add(reads, kept)
                     if writes - kept:  # partial results: the sum is there after the chain
                         made.after.append(len(made.members) - 1)
-                        behind.add(set(), writes - kept)
+                        behind.add(reads, writes - kept)
                     continue
                 light = total_cycles([step]) < _WAIT and sum(b.nbytes for b in writes) <= _BEFORE_BYTES
                 if light and not chain.holds_back(reads, writes):
@@ -279,7 +279,8 @@ class Former:
         if not fits:
             return None
         best = min(fits, key=lambda o: o.cost)
-        limit = (1.15 if whole > 20_000 else 2.0) * whole + _WAIT + 0.05 * inside
+        # Left out, it would make two chains of one, and threads wait twice more; what follows it is not in the cache then.
+        limit = min(1.08 * whole + 5 * _WAIT + 0.05 * inside, 3 * whole + _WAIT)
         return best if best.cost <= limit else None
 
     def apart(
@@ -382,17 +383,18 @@ def _away(members: list[tuple[Step, Option]]) -> set[Buf]:
 def _in_place(
     members: list[tuple[Step, Option]], away: set[Buf]
 ) -> Iterator[tuple[KernelStep | ContractStep, Buf, Buf]]:
-    """Pairs of the members' that hold for the chain: nobody reads the old value elsewhere, later, or for another piece."""
-    first: dict[Buf, int] = {}
-    last: dict[Buf, int] = {}
+    """Pairs of the members' that hold for the chain: no other member, and no other piece of one, reads the old value later.
+
+    An element is read and written by one piece of a member; so pieces need not be at home where it alone touches the two.
+    """
+    users: dict[Buf, list[int]] = {}
     for n, (step, _) in enumerate(members):
-        for buf in (*step.reads, *step.writes):
-            first.setdefault(buf.root, n)
-            last[buf.root] = n
+        for root in {b.root for b in (*step.reads, *step.writes)}:
+            users.setdefault(root, []).append(n)
     for n, (step, _) in enumerate(members):
         if isinstance(step, (KernelStep, ContractStep)):
             for written, read in step.in_place:
-                if {written.root, read.root}.isdisjoint(away) and last.get(read.root) == n == first[
-                    written.root
-                ]:
+                old, new = users.get(read.root, []), users.get(written.root, [])
+                alone = old == new == [n]
+                if alone or ({written.root, read.root}.isdisjoint(away) and old[-1:] == [n] == new[:1]):
                     yield step, written, read

@@ -27,7 +27,7 @@ LOOK_BACK = 8
 
 def schedule(items: Sequence[Stage | Step], shared: Shared, keep: set[Buf]) -> list[Step]:
     """The steps that compute `items`; stores to buffers outside `keep` and not read are dropped."""
-    entries = _assign(items, shared)
+    entries = _assign(_scalars_first(items, shared), shared, keep)
     bodies: list[tuple[Group, list[Stmt]] | Step] = [
         (e, Emitter(shared, e).body()) if isinstance(e, Group) else e for e in entries
     ]
@@ -51,7 +51,26 @@ def _stage_loads(stage: Stage) -> list[Load]:
     return loads(exprs)
 
 
-def _assign(items: Sequence[Stage | Step], shared: Shared) -> list[Group | Step]:
+def _scalars_first(items: Sequence[Stage | Step], shared: Shared) -> list[Stage | Step]:
+    """Single numbers made of the block's inputs alone, such as a learning rate, before all else: whoever needs one need not
+    wait for what happens to stand before it."""
+    early: list[Stage | Step] = []
+    others: list[Stage | Step] = []
+    late: set[Buf] = set()
+    for item in items:
+        if isinstance(item, Stage):
+            if not item.dims and late.isdisjoint(shared.bufs[ld.buffer].root for ld in _stage_loads(item)):
+                early.append(item)
+                continue
+            late.update(buf.root for buf, _, _ in item.stores)
+        else:
+            for inner in (item, *(s for block in nested_blocks(item) for s in walk(block))):
+                late.update(buf.root for buf in inner.writes)
+        others.append(item)
+    return [*early, *others]
+
+
+def _assign(items: Sequence[Stage | Step], shared: Shared, keep: set[Buf]) -> list[Group | Step]:
     entries: list[Group | Step] = []
     written_at: dict[Buf, int] = {}
     readers: dict[Buffer, list[int]] = {}
@@ -64,7 +83,8 @@ def _assign(items: Sequence[Stage | Step], shared: Shared) -> list[Group | Step]
             continue
         stage_loads = _stage_loads(item)
         earliest = max((written_at.get(shared.bufs[ld.buffer].root, -1) for ld in stage_loads), default=-1)
-        nearest = max(earliest, len(entries) - LOOK_BACK, 0)
+        kept = all(buf.root in keep for buf, _, _ in item.stores)  # anyway, so it may be computed at any time
+        nearest = max(earliest, 0 if kept and earliest >= 0 else len(entries) - LOOK_BACK, 0)
         candidates = {earliest} if earliest == nearest else set()
         for ld in stage_loads:
             if ld.buffer.size > 1:

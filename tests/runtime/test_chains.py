@@ -134,23 +134,26 @@ def test_lenet_as_pytorch_has_it():
         np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-3, atol=1e-5 * np.abs(theirs).max())
 
 
-def adam(p, m, v, x, labels):
+def adam(p, m, v, t, x, labels):
     value, g = fgrad.value_and_grad(lambda p: cross_entropy(fnp.tanh(x @ p[0]) @ p[1], labels))(p)
     m = [0.9 * a + 0.1 * b for a, b in zip(m, g)]
     v = [0.99 * a + 0.01 * b * b for a, b in zip(v, g)]
-    p = [a - 0.01 * b / (fnp.sqrt(c) + 1e-6) for a, b, c in zip(p, m, v)]
-    return p, m, v, value
+    rate, scale = 0.01 / (1 - 0.9**t), 1 / (1 - 0.99**t)
+    p = [a - rate * b / (fnp.sqrt(c * scale) + 1e-6) for a, b, c in zip(p, m, v)]
+    return p, m, v, t + 1, value
 
 
 def test_donated_parameters_are_updated_in_place_by_chains():
     x, *p = inputs((64, 300), (300, 256), (256, 10))
     zeros = [np.zeros_like(a) for a in p]
-    labels = np.arange(64) % 10
+    labels, t = np.arange(64) % 10, np.float32(1)
     jitted = fgrad.jit(adam, donate=(0, 1, 2))
-    program = jitted.lower(p, zeros, zeros, x, labels).compile().program
+    program = jitted.lower(p, zeros, zeros, t, x, labels).compile().program
     assert len(program.placed) == 6 and any(isinstance(s, ChainStep) for s in program.body.steps)
-    expected = [np.asarray(a) for a in p], zeros, zeros
-    found = tuple([fnp.asarray(a.copy()) for a in group] for group in (p, zeros, zeros))
+    # A parameter and its moments are updated together: nobody reads the new moments again.
+    assert not {b.root for s in walk(program.body) for b in s.reads} & set(program.outputs)
+    expected = [np.asarray(a) for a in p], zeros, zeros, t
+    found = (*([fnp.asarray(a.copy()) for a in group] for group in (p, zeros, zeros)), t)
     threads.set_num_threads(2)
     for _ in range(3):
         *expected, loss = adam(*expected, x, labels)

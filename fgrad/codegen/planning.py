@@ -24,7 +24,7 @@ from fgrad.codegen.stencil import find_stencil
 from fgrad.codegen.target import TargetInfo
 from fgrad.codegen.winograd import WinogradPlan, plan_winograd
 
-_WORTH_ROUNDING = 0.8  # Winograd's algorithm rounds more, so it must be faster by more than the model errs
+_WORTH_ROUNDING = 0.85  # Winograd's algorithm rounds more, so it must be faster by more than the model errs
 
 
 def accumulator(spec: Contraction) -> np.dtype:

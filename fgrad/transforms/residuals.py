@@ -9,7 +9,9 @@ costs nearly nothing beside that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 from fgrad.ir import Eqn, Var
 
@@ -66,50 +68,49 @@ def fewer_residuals(
 ) -> tuple[list[Var], list[Eqn]]:
     """`(kept, again)`: the residuals to keep, and the equations of `eqns` that give the others from those and from `given`."""
     producer = {v: e for e in eqns for v in e.outputs}
-    place = {e: n for n, e in enumerate(eqns)}
+    place = {v: n for n, e in enumerate(eqns) for v in e.outputs}
     free = set(given)
     kept = dict.fromkeys(r for r in residuals if r not in free)
-    replaced: dict[Var, list[Eqn]] = {}
-    changed = True
-    while changed:
-        changed = False
-        for r in sorted(kept, key=lambda v: -place[producer[v]] if v in producer else 1):
-            others = free | (kept.keys() - {r})
-            found = _path(r, producer, others)
-            if found is None:
-                continue
-            leaves, path = found
-            extra = [v for v in leaves if v not in others]
-            if extra and sum(v.type.nbytes for v in extra) > r.type.nbytes:
-                continue
-            del kept[r]
-            kept.update(dict.fromkeys(extra))
-            replaced[r] = path
-            changed = True
-            break
-    again = _needed(eqns, replaced, producer, free | kept.keys())
-    return list(kept), again
+    replaced: list[Var] = []
+    # The last computed first: what one is replaced by was computed before it, so its own turn comes later.
+    number = itertools.count()
+    todo = [(-place[r], next(number), r) for r in kept if r in place]
+    heapq.heapify(todo)
+    while todo:
+        _, _, r = heapq.heappop(todo)
+        del kept[r]
+        leaves = _leaves(r, producer, lambda v: v in free or v in kept)
+        extra = [v for v in leaves or () if v not in free and v not in kept]
+        if leaves is None or (extra and sum(v.type.nbytes for v in extra) > r.type.nbytes):
+            kept[r] = None
+            continue
+        replaced.append(r)
+        for v in extra:
+            kept[v] = None
+            if v in place:
+                heapq.heappush(todo, (-place[v], next(number), v))
+    return list(kept), _needed(eqns, replaced, producer, free | kept.keys())
 
 
-def _path(r: Var, producer: dict[Var, Eqn], known: set[Var]) -> tuple[list[Var], list[Eqn]] | None:
+def _leaves(r: Var, producer: dict[Var, Eqn], known: Callable[[Var], bool]) -> list[Var] | None:
     """The values that cheap equations make `r` of, going back to known ones where there are any; None if `r` is dear."""
     leaves: dict[Var, None] = {}
-    path: dict[Eqn, None] = {}
+    path: set[Eqn] = set()
     todo = [r]
     while todo:
         v = todo.pop()
         eqn = producer.get(v)
-        if (v is not r and v in known) or eqn is None or eqn.prim.name not in CHEAP:
+        if (v is not r and known(v)) or eqn is None or eqn.prim.name not in CHEAP:
             if v is r:
                 return None
             leaves.setdefault(v)
             continue
         if eqn not in path:
-            path[eqn] = None
+            path.add(eqn)
             todo.extend(a for a in eqn.inputs if isinstance(a, Var))
             if len(path) > _MOST:
                 return None
-    return list(leaves), list(path)
+    return list(leaves)
 
 
 def _needed(

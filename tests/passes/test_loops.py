@@ -180,10 +180,26 @@ def test_what_may_fail_stays_in_a_loop_that_may_not_run():
     np.testing.assert_array_equal(np.asarray(fgrad.jit(f)(fnp.ones((9, 2)), fnp.zeros(2))), np.zeros(2))
 
 
-def test_large_stacks_are_not_made(monkeypatch):
-    from fgrad.passes import loops_out
+def test_long_bodies():
+    def f(ws, h, xs):
+        def body(h, x):
+            for n in range(260):
+                h = fnp.tanh(h @ ws[n] + x) * (1 - h)
+            return h, None
 
-    monkeypatch.setattr(loops_out, "ROOM", 0)
+        return fgrad.scan(body, h, xs)[0].sum()
+
+    args = [fnp.array(0.1 * vec(*shape)) for shape in ((260, 2, 2), (3, 2), (2, 3, 2))]
+    graph = fgrad.make_graph(fgrad.grad(f))(*args)
+    better = improve_loops(share_equal(simplify(inline_calls(graph))))
+    values = [np.asarray(a) for a in args]
+    h.agree(h.evaluate(better, values)[0], h.evaluate(graph, values)[0])
+
+
+def test_large_stacks_are_not_made(monkeypatch):
+    from fgrad.passes import loops_after
+
+    monkeypatch.setattr(loops_after, "ROOM", 0)
 
     def f(w, h, xs):
         return fgrad.scan(lambda c, x: ((c[0] @ w, c[1] + fnp.tanh(c[0] @ x)), None), (h, h), xs)[0]

@@ -283,13 +283,15 @@ def with_workspace(plan: WinogradPlan) -> WinogradPlan:
     return replace(plan, workspace=offsets, workspace_bytes=end + 4 * _LINE)
 
 
-def candidates(spec: Contraction, target: TargetInfo) -> Iterator[WinogradPlan]:
-    """Winograd plans for ``spec`` with their costs; none if the algorithm does not apply."""
+def candidates(
+    spec: Contraction, target: TargetInfo, sides: tuple[int, ...] = (4, 2)
+) -> Iterator[WinogradPlan]:
+    """Winograd plans for ``spec`` with their costs, by tiles of these sides; none if the algorithm does not apply."""
     shape = shape_of(spec)
     lanes = target.lanes(4)
     if shape is None or not target.fma or lanes < 4 or min(shape.channels, shape.outputs) < lanes:
         return
-    for m in (4, 2):
+    for m in sides:
         for base in _blockings(WinogradPlan(spec, target, shape, m)):
             found = _with_kernel(base)
             yield with_workspace(replace(found, cycles=cost(found)))
@@ -298,7 +300,13 @@ def candidates(spec: Contraction, target: TargetInfo) -> Iterator[WinogradPlan]:
 @lru_cache(maxsize=1024)
 def plan_winograd(spec: Contraction, target: TargetInfo) -> WinogradPlan | None:
     """The cheapest Winograd plan for ``spec``, if there is one."""
-    return min(candidates(spec, target), key=lambda p: p.cycles, default=None)
+    best = min(candidates(spec, target, (4,)), key=lambda p: p.cycles, default=None)
+    if best is None:
+        return None
+    tiles, places = math.prod(best.tiles), math.prod(best.shape.size)
+    if 16 * tiles < 1.4 * places and best.shape.samples * tiles >= 64:
+        return best  # small tiles take almost twice the multiplications, and the kernel's transform does not matter
+    return min((best, *candidates(spec, target, (2,))), key=lambda p: p.cycles)
 
 
 def _divisors(n: int) -> list[int]:

@@ -15,7 +15,7 @@ that holds a cut is run by the host, segment by segment. A program without cuts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ from fgrad.codegen.program import (
     walk,
 )
 from fgrad.codegen.target import TargetInfo
+from fgrad.codegen.tasks import Call, contraction_call, emit_task, kernel_call, piece_call, piece_range
 
 _BYTE = np.dtype(np.uint8)
 
@@ -113,16 +114,6 @@ def emit_program(
     if clock:
         texts.append(clock.text(declared=bool(shared.tasks)))
     return Entry("\n".join([str(module), *texts]), symbol, shared.notes)
-
-
-@dataclass
-class _Call:
-    """How a step's piece is run: `fn(*arguments(builder, pointers to bufs, piece, worker))`. Equal keys, equal calls."""
-
-    key: Any
-    fn: ir.Function
-    bufs: list[Buf]
-    arguments: Callable[[ir.IRBuilder, list[ir.Value], ir.Value, ir.Value], list[ir.Value]]
 
 
 def _restrict(module: ir.Module, target: TargetInfo) -> None:
@@ -199,39 +190,6 @@ class _Shared:
             self.notes[name] = (str(plan), *(after.kernel.notes if after else ()))
         return fn
 
-    def task(
-        self, calls: Sequence[_Call], slots: Sequence[Sequence[int]], timed: Sequence[Step] = ()
-    ) -> ir.Function:
-        """`void task(ptr frame, i64 piece, i64 worker)`: makes the calls one after another for a piece.
-
-        `slots[n]` are the places in the frame of the pointers that call n takes. The clock is read around the calls if `timed`
-        says which steps they are.
-        """
-        key: Any = tuple((call.key, tuple(where)) for call, where in zip(calls, slots, strict=True))
-        key = key, tuple(map(id, timed))
-        fn = self.tasks.get(key)
-        if fn is not None:
-            return fn
-        name = f"task.{calls[0].fn.name}" if len(calls) == 1 else "chain"
-        fn = self.tasks[key] = ir.Function(self.module, team.TASK, self.unique(name))
-        fn.linkage = "internal"
-        fn.attributes.add("nounwind")
-        b = ir.IRBuilder(fn.append_basic_block("entry"))
-        frame, piece, worker = fn.args
-        loaded: dict[int, ir.Value] = {}
-        for number, (call, where) in enumerate(zip(calls, slots)):
-            begun = self.clock.begin(b) if self.clock and timed else None
-            for n in where:
-                if n not in loaded:
-                    loaded[n] = b.load(b.gep(frame, [I64(n)], source_etype=POINTER), typ=POINTER)
-            args = call.arguments(b, [loaded[n] for n in where], piece, worker)
-            types = call.fn.ftype.args
-            b.call(call.fn, [a if t == a.type else b.bitcast(a, t) for a, t in zip(args, types, strict=True)])
-            if self.clock and timed:
-                self.clock.end_piece(b, timed[number], begun, piece)
-        b.ret_void()
-        return fn
-
 
 class SegmentEmitter:
     def __init__(self, shared: _Shared, fn: ir.Function):
@@ -296,7 +254,7 @@ class SegmentEmitter:
         elif isinstance(step, CopyStep):
             self.copy(step)
         elif isinstance(step, ChainStep):
-            calls = [self.piece_call(member) for member in step.body.steps]
+            calls = [piece_call(self.shared, member) for member in step.body.steps]
             self.share(calls, step.count, step.body.steps if self.shared.clock else ())
         elif isinstance(step, SwitchStep):
             self.run_switch(step)
@@ -315,7 +273,7 @@ class SegmentEmitter:
     def run_kernel(self, step: KernelStep) -> None:
         pieces = pieces_of(step)
         if pieces is not None:
-            self.share([self.kernel_call(step)], pieces.count)
+            self.share([kernel_call(self.shared, step)], pieces.count)
             return
         fn, binding = self.shared.kernel(step)
         args: dict[int, ir.Value] = {}
@@ -327,7 +285,7 @@ class SegmentEmitter:
     def run_contraction(self, step: ContractStep) -> None:
         pieces = pieces_of(step)
         if pieces is not None:
-            self.share([self.contraction_call(step)], pieces.count)
+            self.share([contraction_call(self.shared, step)], pieces.count)
             return
         work = POINTER(None) if step.workspace is None else self.address(step.workspace)
         out = self.address(step.out) if step.keeps_product else POINTER(None)  # null if it is not written
@@ -338,11 +296,11 @@ class SegmentEmitter:
 
     # -------------------------------------------------------------------------------------------- shared steps
 
-    def share(self, calls: Sequence[_Call], count: int, timed: Sequence[Step] = ()) -> None:
+    def share(self, calls: Sequence[Call], count: int, timed: Sequence[Step] = ()) -> None:
         """Hand out `count` pieces, each of all the calls in turn."""
         places: dict[Buf, int] = {}
         slots = [[places.setdefault(buf, len(places)) for buf in call.bufs] for call in calls]
-        task = self.shared.task(calls, slots, timed)
+        task = emit_task(self.shared, calls, slots, timed)
         frame = self.loads.alloca(POINTER, max(len(places), 1))
         for buf, n in places.items():
             pointer = self.address(buf)
@@ -350,67 +308,6 @@ class SegmentEmitter:
                 pointer = self.builder.bitcast(pointer, POINTER)
             self.builder.store(pointer, self.builder.gep(frame, [I64(n)], source_etype=POINTER))
         self.builder.call(team.run, [self.team, task, frame, I64(count)])
-
-    def piece_call(self, step: Step) -> _Call:
-        if isinstance(step, KernelStep):
-            return self.kernel_call(step)
-        if isinstance(step, ContractStep):
-            return self.contraction_call(step)
-        raise NotImplementedError(f"no pieces of {type(step).__name__}")
-
-    def kernel_call(self, step: KernelStep) -> _Call:
-        fn, binding = self.shared.kernel(step, True)
-        pieces = pieces_of(step)
-        assert isinstance(pieces, Pieces)
-        first: dict[int, Buf] = {}
-        for arg, slot in zip(step.args, binding.slots):
-            first.setdefault(slot, arg)
-        bufs = [first[n] for n in range(len(first))]
-        local = [self.shared.program.local.get(buf.root) for buf in bufs]
-
-        def arguments(
-            b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, worker: ir.Value
-        ) -> list[ir.Value]:
-            # The kernel counts from the start of the whole array, wherever this worker's fraction of it is.
-            moved = [
-                b.gep(
-                    p, [b.sub(b.mul(worker, I64(l.stride)), b.mul(piece, I64(l.fraction)))], source_etype=I8
-                )
-                if l
-                else p
-                for p, l in zip(given, local)
-            ]
-            return [*moved, *_range(b, pieces, piece)]
-
-        return _Call((fn.name, pieces, tuple(local)), fn, bufs, arguments)
-
-    def contraction_call(self, step: ContractStep) -> _Call:
-        pieces = pieces_of(step)
-        assert isinstance(pieces, ContractPieces)
-        fn = self.shared.contraction(step, pieces)
-        works = [step.workspace] if step.workspace and pieces.plan.workspace_bytes else []
-        out = [step.out] if step.keeps_product else []
-        extra = [step.epilogue.args[i] for i in step.epilogue.extra] if step.epilogue else []
-        bufs = [*out, step.lhs, step.rhs, *extra]
-        local = [self.shared.program.local.get(buf.root) for buf in bufs]
-        steps = pieces.moves if step.keeps_product else pieces.moves[1:]
-
-        def arguments(
-            b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, worker: ir.Value
-        ) -> list[ir.Value]:
-            moves = [
-                b.mul(worker, I64(l.stride)) if l else b.mul(piece, I64(m))
-                for m, l in zip(steps, local, strict=True)
-            ]
-            moves.append(b.mul(worker, I64(pieces.workspace)))
-            moved = [b.gep(p, [m], source_etype=I8) for p, m in zip(given, moves)]
-            work = moved.pop() if works else POINTER(None)
-            if not step.keeps_product:
-                moved.insert(0, POINTER(None))
-            return [*moved[:3], work, *moved[3:]]
-
-        key = fn.name, pieces.moves, pieces.workspace, len(works), tuple(local)
-        return _Call(key, fn, [*bufs, *works], arguments)
 
     def copy(self, step: CopyStep) -> None:
         if step.dst.nbytes != step.src.nbytes:
@@ -434,10 +331,10 @@ class SegmentEmitter:
         found = pieces
 
         def arguments(b: ir.IRBuilder, given: list[ir.Value], piece: ir.Value, _: ir.Value) -> list[ir.Value]:
-            start, stop = _range(b, found, piece)
+            start, stop = piece_range(b, found, piece)
             return [*(b.gep(p, [start], source_etype=I8) for p in given), b.sub(stop, start), I1(0)]
 
-        self.share([_Call(("copy", pieces), fn, [step.dst, step.src], arguments)], pieces.count)
+        self.share([Call(("copy", pieces), fn, [step.dst, step.src], arguments)], pieces.count)
 
     def run_switch(self, step: SwitchStep) -> None:
         b = self.builder
@@ -487,11 +384,3 @@ class SegmentEmitter:
         index.add_incoming(following, b.block)
         b.cbranch(b.icmp_unsigned("==", following, I64(step.length)), after, body)
         b.position_at_end(after)
-
-
-def _range(b: ir.IRBuilder, pieces: Pieces, piece: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Where a piece of a loop starts and stops."""
-    start = b.mul(piece, I64(pieces.chunk))
-    stop = b.add(start, I64(pieces.chunk))
-    last = b.icmp_unsigned("<", I64(pieces.extent), stop)
-    return start, b.select(last, I64(pieces.extent), stop)

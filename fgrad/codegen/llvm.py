@@ -193,10 +193,22 @@ class _KernelEmitter(Dependence, VectorLoops):
             b = self.builder
             failed = b.icmp_unsigned("!=", b.load(flag, typ=I8), I8(0))
             with b.if_then(failed, likely=False):
-                status = self.pointers[check.status]
-                first = b.icmp_unsigned("==", b.load(status, typ=I64), I64(0))
-                with b.if_then(first):
-                    b.store(I64(check.code), status)
+                self.report(self.pointers[check.status], check.code)
+
+    def report(self, status: ir.Value, code: int) -> None:
+        """Note a failure if none with a smaller code is known: the same one whichever thread comes first."""
+        b = self.builder
+        look, change = b.append_basic_block("failed.look"), b.append_basic_block("failed.change")
+        done = b.append_basic_block("failed.done")
+        b.branch(look)
+        b.position_at_end(look)
+        known = b.load_atomic(status, "monotonic", 8, typ=I64)
+        # Less one, "none" is the largest.
+        b.cbranch(b.icmp_unsigned(">", b.sub(known, I64(1)), I64(code - 1)), change, done)
+        b.position_at_end(change)
+        pair = b.cmpxchg(status, known, I64(code), "monotonic", "monotonic")
+        b.cbranch(b.extract_value(pair, 1), done, look)
+        b.position_at_end(done)
 
     # -------------------------------------------------------------------------------------------- statements
 

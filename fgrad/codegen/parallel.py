@@ -21,7 +21,7 @@ from fgrad.codegen.cutting import (
     outer_loop,
     possible_dims,
 )
-from fgrad.codegen.loops import Check, Kernel, statements
+from fgrad.codegen.loops import Kernel
 from fgrad.codegen.partial import split_blocks, split_sum
 from fgrad.codegen.pieces import (
     MOST_PIECES,
@@ -89,7 +89,7 @@ def _split_kernel(step: KernelStep) -> list[Step]:
 def _ranges(kernel: Kernel) -> Pieces | None:
     """Ranges of the outermost loop, if its iterations are independent and there is enough to do."""
     cycles, loop = kernel_cycles(kernel), outer_loop(kernel)
-    if cycles < STEP_CYCLES or loop is None or any(isinstance(s, Check) for s in statements(loop.body)):
+    if cycles < STEP_CYCLES or loop is None:
         return None
     extent, multiple = loop.var.extent, 1024 if loop.kind == "vector" else 1
     count = max(2, min(MOST_PIECES, int(cycles / _PIECE_CYCLES), extent))

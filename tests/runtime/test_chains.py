@@ -263,3 +263,32 @@ def test_profile_times_the_members_of_a_chain():
     assert all(pieces_of(m) for m in inside if isinstance(m, (KernelStep, ContractStep)))
     found = profile(executable, [np.asarray(a) for a in args], repeat=1)
     assert {id(m) for m in inside} <= {id(row.step) for row in found.rows if row.seconds > 0}
+
+
+def gather(x, w, rows, columns):
+    h = fnp.tanh(x @ w)
+    return fnp.sum(h[fnp.arange(h.shape[0]), columns] * h[rows, 0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_failed_check_in_a_piece_is_reported(count):
+    """Whoever meets it first, it is the one that comes first in the program."""
+    x, w = inputs((4096, 64), (64, 64))
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(0, 4096, 4096), rng.integers(0, 64, 4096)
+    jitted = fgrad.jit(gather)
+    threads.set_num_threads(count)
+    value = jitted(x, w, rows, columns)
+    np.testing.assert_allclose(float(value), float(gather(x, w, rows, columns)), rtol=1e-3)
+    bad_rows, bad_columns = rows.copy(), columns.copy()
+    bad_rows[4000], bad_columns[5] = 5000, 64
+    texts = set()
+    for _ in range(3):
+        for r, c in ((bad_rows, columns), (rows, bad_columns)):
+            with pytest.raises(IndexError):
+                jitted(x, w, r, c)
+        with pytest.raises(IndexError) as error:
+            jitted(x, w, bad_rows, bad_columns)
+        texts.add(str(error.value))
+    assert len(texts) == 1
+    assert float(jitted(x, w, rows, columns)) == float(value)

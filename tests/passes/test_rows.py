@@ -146,3 +146,27 @@ def test_small_loops_stay_whole(monkeypatch):
     monkeypatch.setattr(rows, "_PART_CYCLES", 100_000)
     f, args, _ = CASES["lstm"]
     assert not parallel(fgrad.jit(f).lower(*args).program)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_parts_inside_another_loop(n):
+    """The inner loop reads rows of what the outer one goes along, in an order of its own."""
+
+    def f(w, h0, xs):
+        def outer(h, x):
+            h, ys = fgrad.scan(
+                lambda h, y: (fnp.tanh(h @ w + x * y), h), h, fnp.stack([x, x * 2.0, h]), reverse=True
+            )
+            return h - h.mean(axis=0), ys.sum(axis=0)
+
+        return fgrad.scan(outer, h0, xs)
+
+    args = arrays((H, H), (B, H), (4, B, H))
+    threads.set_num_threads(n)
+    run = fgrad.jit(f)
+    program = run.lower(*args).program
+    (loop,) = parallel(program)
+    assert any(isinstance(s, ForStep) and loop in s.body.steps for s in program.body.steps)
+    for _ in range(3):
+        for got, want in zip(fgrad.tree.leaves(run(*args)), fgrad.tree.leaves(f(*args)), strict=True):
+            h.agree(np.asarray(got), np.asarray(want), rtol=1e-4)

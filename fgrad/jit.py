@@ -28,7 +28,7 @@ from fgrad.passes import compile_graph
 from fgrad.runtime.compiled import Compiled, kind_key, kind_of
 from fgrad.runtime.executable import Executable, compile_program
 from fgrad.runtime.fastcall import MISS
-from fgrad.runtime.options import winograd_allowed
+from fgrad.runtime.options import autotune_wanted, winograd_allowed
 from fgrad.trace import Tracer, bind, current_stack, in_whole
 
 if TYPE_CHECKING:
@@ -39,13 +39,16 @@ _compiling = threading.RLock()
 _RECENT = 4  # written functions that a call tries before it looks for its program
 
 
-def _compiled(graph: Graph, donated: Mapping[int, int] | None = None) -> Executable:
+def _compiled(
+    graph: Graph, donated: Mapping[int, int] | None = None, autotune: bool | None = None
+) -> Executable:
     """Compile a graph. Many objects are made and few dropped, so the garbage collector would look in vain for a fifth of the time."""
+    measured = autotune_wanted(autotune)
     with _compiling:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return compile_program(compile_graph(graph, donated))
+            return compile_program(compile_graph(graph, donated), autotune=measured)
         finally:
             if collecting:
                 gc.enable()
@@ -74,9 +77,14 @@ class Jitted:
     """A function compiled on first call for each kind of arguments. See `jit`."""
 
     def __init__(
-        self, f: F, static_argnums: tuple[int, ...], static_argnames: tuple[str, ...], donate: tuple[int, ...]
+        self,
+        f: F,
+        static_argnums: tuple[int, ...],
+        static_argnames: tuple[str, ...],
+        donate: tuple[int, ...],
+        autotune: bool | None = None,
     ):
-        self.f = f
+        self.f, self.autotune = f, autotune
         self.static_argnums, self.static_argnames, self.donate = static_argnums, static_argnames, donate
         self._programs: dict[Any, Compiled] = {}
         self._locks: dict[Any, Any] = {}  # of programs that are being compiled
@@ -256,7 +264,7 @@ class Jitted:
         given = self._donated(args, kwargs)
         graph, forwarded = _without_forwarded(graph, len(leaves), given)
         donated = _pairs(graph, given)
-        executable = _compiled(graph, donated)
+        executable = _compiled(graph, donated, self.autotune)
         placed = getattr(executable.program, "placed", {})
         concrete = [c for c in captured if isinstance(c, ConcreteArray)]
         gone = sorted({*donated, *placed.values()})
@@ -294,7 +302,8 @@ class Jitted:
         given = [_type_or_array(x, self.call) for x in leaves]
         # What looks at programs (printers, costs, profiles) is loaded on first use: running them needs none of it.
         lowered: type[Lowered] = importlib.import_module("fgrad.runtime.lowered").Lowered
-        return lowered(graph, donated, getattr(self.f, "__name__", "f"), [*given, *captured])
+        measured = autotune_wanted(self.autotune)
+        return lowered(graph, donated, getattr(self.f, "__name__", "f"), [*given, *captured], measured)
 
     def clear_cache(self) -> None:
         """Forget the programs compiled in this process (the disk cache stays)."""
@@ -340,6 +349,7 @@ def jit(
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
     donate: int | Sequence[int] = (),
+    autotune: bool | None = None,
 ) -> Any:
     """Compile `f` to one native program for each kind of arguments.
 
@@ -348,12 +358,19 @@ def jit(
         static_argnums, static_argnames: arguments that are not arrays; hashable; each value compiles its own program.
         donate: positions of arguments whose memory the outputs may take over (parameters, optimizer state). The donated
             arrays have no value afterwards; using one is an error.
+        autotune: whether to choose by measurement how heavy products and convolutions are computed, rather than by a cost model:
+            compiling takes seconds longer (tens of them for a deep network), and the choices are kept in the disk cache, where later
+            processes find them. Results agree up to rounding. None: as the environment variable `FGRAD_AUTOTUNE` says, which also
+            counts for jitted functions differentiated outside `jit`; not without it.
 
     Usable as `@jit`, `@jit(donate=0)` or `jit(f)`. `jit(f).lower(*args)` shows what is compiled.
     """
 
     def as_tuple(x: Any) -> tuple[Any, ...]:
         return (x,) if isinstance(x, (int, str)) else tuple(x)
+
+    if autotune is not None and not isinstance(autotune, bool):
+        raise FgradTypeError(message("jit", f"autotune is {describe(autotune)}", "use True, False or None"))
 
     def wrap(function: F) -> Jitted:
         if not callable(function):
@@ -364,7 +381,9 @@ def jit(
                     "write jit(f), then call it: jit(f)(x)",
                 )
             )
-        return Jitted(function, as_tuple(static_argnums), as_tuple(static_argnames), as_tuple(donate))
+        return Jitted(
+            function, as_tuple(static_argnums), as_tuple(static_argnames), as_tuple(donate), autotune
+        )
 
     return wrap if f is None else wrap(f)
 

@@ -85,6 +85,23 @@ class Plan:
         """Steps of the k loops inside the one that is chunked."""
         return math.prod(level[0] for level in self.depth_levels[self.k_split + 1 :])
 
+    @property
+    def recipe(self) -> str:
+        """What tells this plan from the other plans for its contraction, in one word."""
+        marks = zip(
+            "wspqmn",
+            (self.whole, self.swapped, self.lhs_packed, self.rhs_packed, self.m_overlap, self.n_overlap),
+        )
+        batch = ".".join(
+            dim.name for dim in self.spec.batch
+        )  # a loop of m or n may have become one of the batch
+        columns = "+".join(f"{start}.{width}" for start, width in zip(self.starts, self.widths))
+        together = f"/{self.direct.parts}.{self.direct.together}" if self.direct else ""
+        return (
+            f"{self.path}/{''.join(mark for mark, on in marks if on)}/{batch}/{self.mr}x{columns}x{self.lanes}"
+            f"/{self.k_split}.{self.k_chunk}.{self.nc}{together}"
+        )
+
     def __str__(self) -> str:
         sizes = {
             name: math.prod(d.extent for d in getattr(self.spec, name)) for name in ("batch", "m", "n", "k")

@@ -169,8 +169,9 @@ class _ProgramText:
             self.lines.append(f"run {k} {names(s.args)} {s.kernel.meta.get('pieces', '')}")
         elif isinstance(s, ContractStep):
             work = "" if s.workspace is None else self.name(s.workspace)
-            how = s.meta["plan"].path if "plan" in s.meta else ""  # an option may have decided it
             pieces = s.meta.get("pieces")
+            plan = pieces.plan if pieces else s.meta.get("plan")
+            how = plan.recipe if plan else ""  # options and measurements have a part in it
             cut = f" {pieces.count} {pieces.moves} {pieces.workspace} {pieces.spec!r}" if pieces else ""
             self.lines.append(f"contract {how} {names((s.out, s.lhs, s.rhs))} {work} {s.spec!r}{cut}")
             if s.epilogue is not None:

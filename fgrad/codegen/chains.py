@@ -358,20 +358,24 @@ class Former:
 
 
 def _chain(count: int, members: list[tuple[Step, Option]]) -> ChainStep:
-    """The chain, its contractions sharing one workspace."""
     steps = [s for s, _ in members]
-    most = max((s.meta["pieces"].workspace for s in steps if isinstance(s, ContractStep)), default=0)
-    if most:
-        work = Buf("work", (most * count,), np.dtype(np.uint8))
-        for s in steps:
-            if isinstance(s, ContractStep) and s.workspace is not None:
-                s.workspace = work
-                s.meta["pieces"] = replace(s.meta["pieces"], workspace=most)
     eqns = tuple(dict.fromkeys(e for s in steps for e in s.eqns))
     away = _away(members)
     units = {u for _, o in members for units in (o.reads, o.writes) for u in units}
     home = frozenset(u for u in units if u.base is None and u not in away)
-    return ChainStep(count, Block(steps), eqns, home, tuple(_in_place(members, away)))
+    chain = ChainStep(count, Block(steps), eqns, home, tuple(_in_place(members, away)))
+    share_workspace(chain)
+    return chain
+
+
+def share_workspace(chain: ChainStep) -> None:
+    """Let the contractions of a chain share one workspace."""
+    steps = [s for s in chain.body.steps if isinstance(s, ContractStep) and s.workspace is not None]
+    most = max((-(-s.meta["pieces"].plan.workspace_bytes // 64) * 64 for s in steps), default=0)
+    work = Buf("work", (most * chain.count,), np.dtype(np.uint8))
+    for s in steps:
+        s.workspace = work
+        s.meta["pieces"] = replace(s.meta["pieces"], workspace=most)
 
 
 def _away(members: list[tuple[Step, Option]]) -> set[Buf]:

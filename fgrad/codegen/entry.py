@@ -19,18 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
 from fgrad.codegen import gemm, team
 from fgrad.codegen.canonical import kernel_text
 from fgrad.codegen.clock import StepClock
-from fgrad.codegen.cutting import cached_plan
-from fgrad.codegen.epilogue import attach_epilogues
 from fgrad.codegen.layout import Layout, Places, Segment, bind, cut
 from fgrad.codegen.llvm import I1, I8, I64, POINTER, Binding, emit_kernel, new_module
-from fgrad.codegen.parallel import split_work
-from fgrad.codegen.parts import emit_parts, own_temporaries
+from fgrad.codegen.parts import emit_parts
 from fgrad.codegen.pieces import ContractPieces, Pieces, pieces_of, worth_threads
 from fgrad.codegen.program import (
     Buf,
@@ -43,26 +39,9 @@ from fgrad.codegen.program import (
     Step,
     SwitchStep,
     WhileStep,
-    walk,
 )
 from fgrad.codegen.target import TargetInfo
 from fgrad.codegen.tasks import Call, contraction_call, emit_task, kernel_call, piece_call, piece_range
-
-_BYTE = np.dtype(np.uint8)
-
-
-def plan_contractions(program: Program, target: TargetInfo) -> None:
-    """Choose how each contraction is computed, what threads share, and the workspace needed. Before memory is planned."""
-    for step in walk(program.body):
-        if isinstance(step, ContractStep) and "plan" not in step.meta:
-            step.meta["plan"] = cached_plan(step.spec, target)
-    attach_epilogues(program, target)
-    for step in walk(program.body):
-        if isinstance(step, ContractStep) and step.workspace is None:
-            size = step.meta["plan"].workspace_bytes
-            step.workspace = Buf(f"work_{step.out.name}", (size,), _BYTE) if size else None
-    split_work(program, target)
-    own_temporaries(program)
 
 
 @dataclass(eq=False)

@@ -41,7 +41,7 @@ from fgrad.codegen.loops import (
     affine_terms,
 )
 from fgrad.codegen.packing import flat_offset, levels_of
-from fgrad.codegen.planning import candidates, finish
+from fgrad.codegen.planning import Candidate, candidates, finish
 from fgrad.codegen.program import Block, Buf, ContractStep, KernelStep, Program, Step, nested_blocks, walk
 from fgrad.codegen.target import TargetInfo
 
@@ -341,9 +341,8 @@ def vectors(epilogue: Epilogue, n: Sequence[Dim], out: dict[str, int]) -> bool:
 # ------------------------------------------------------------------------------------------------ joining
 
 
-def plan_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> Plan | None:
-    """The best plan for a contraction with an epilogue; None if no plan can take one."""
-
+def candidates_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> list[Candidate]:
+    """The plans for a contraction that can take its epilogue."""
     fitting: dict[int, bool] = {}  # candidates share few plans that they are variants of
 
     def fits(p: Plan) -> bool:
@@ -352,7 +351,12 @@ def plan_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> Plan
         return fitting[id(p)]
 
     every = list(candidates(spec, target, whole=True))
-    able = [c for c in every if c[1].path != "nothing" and c[2] and fits(c[1])]
+    return [c for c in every if c[1].path != "nothing" and c[2] and fits(c[1])]
+
+
+def plan_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> Plan | None:
+    """The best plan for a contraction with an epilogue; None if no plan can take one."""
+    able = candidates_with(spec, epilogue, target)
     return finish(*min(able, key=lambda c: c[0])) if able else None
 
 

@@ -188,6 +188,12 @@ class WinogradPlan:
         return self.spec.flops
 
     @property
+    def recipe(self) -> str:
+        """What tells this plan from the other plans for its contraction, in one word."""
+        block = f"{self.samples}.{self.band}.{self.outputs}{'k' if self.kernel_once else ''}"
+        return f"{self.path}/{self.m}/{block}/{self.mr}x{self.columns}x{self.lanes}"
+
+    @property
     def lanes(self) -> int:
         return self.target.lanes(4)
 

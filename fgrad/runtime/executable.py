@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from fgrad.codegen.canonical import program_text
-from fgrad.codegen.entry import Entry, emit_program, plan_contractions
+from fgrad.codegen.choices import plan_contractions
+from fgrad.codegen.entry import Entry, emit_program
 from fgrad.codegen.layout import HostControl, Item, Layout, Places, Segment, cut
 from fgrad.codegen.pieces import worth_threads
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
@@ -29,6 +30,7 @@ from fgrad.errors import FgradIndexError, FgradValueError, message
 from fgrad.memory import data_pointer, new_block, view
 from fgrad.passes.memory import peak_memory, plan_memory
 from fgrad.runtime import cache, options, threads
+from fgrad.runtime.autotune import Tuner
 from fgrad.runtime.native import NativeCode, compile_module, load_object
 from fgrad.runtime.outputs import Pool, group_outputs
 
@@ -39,23 +41,25 @@ _compile_lock = (
 _numbers = itertools.count()
 
 
-def plan_program(program: Program) -> TargetInfo:
-    """Decide all that is decided before code is written: contractions, what threads share, memory. Once a program."""
+def plan_program(program: Program, autotune: bool = False) -> TargetInfo:
+    """Decide all that is decided before code is written: contractions, what threads share, memory. Once a program.
+
+    With `autotune`, plans of heavy contractions are measured, unless the disk cache knows which is fastest."""
     target = replace(host(), winograd=options.winograd_allowed())
     if not program.planned:
-        plan_contractions(program, target)
+        plan_contractions(program, target, Tuner(target).choose if autotune else None)
         plan_memory(program)
         program.planned = True
     return target
 
 
-def compile_program(program: Program, key: str = "") -> Executable:
+def compile_program(program: Program, key: str = "", autotune: bool = False) -> Executable:
     """Plan the program's memory, then find its code (in this process, on disk) or make it.
 
     `key` is mixed into the name of the disk entry; the program's own canonical text is always part of it, so the code
     that is loaded fits the program whatever the caller passes.
     """
-    target = plan_program(program)
+    target = plan_program(program, autotune)
     digest = hashlib.sha256(program_text(program).encode()).hexdigest()
     name = cache.entry_key(digest, key, target.cpu, target.features, str(target.vector_bytes))
     with _compile_lock:

@@ -48,10 +48,17 @@ class Lowered:
     `.cost()` predicts operations, bytes and memory; `.profile()` times every kernel.
     """
 
-    def __init__(self, graph: Graph, donated: Mapping[int, int], name: str, arguments: Sequence[Any] = ()):
+    def __init__(
+        self,
+        graph: Graph,
+        donated: Mapping[int, int],
+        name: str,
+        arguments: Sequence[Any] = (),
+        autotune: bool = False,
+    ):
         self.graph, self._donated, self.name = graph, dict(donated), name
         self._arguments = tuple(arguments)  # one for each input of the graph
-        self._winograd = winograd_allowed()
+        self._winograd, self._autotune = winograd_allowed(), autotune
 
     @cached_property
     def optimized(self) -> Graph:
@@ -62,7 +69,7 @@ class Lowered:
         """The planned program: kernels, contractions, memory. Nothing is compiled to machine code for it."""
         program = compile_graph(self.graph, self._donated)
         with winograd(self._winograd):  # as where this was lowered, wherever it is looked at
-            plan_program(program)
+            plan_program(program, self._autotune)
         return program
 
     @cached_property

@@ -7,9 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from fgrad.errors import FgradValueError, message
+
 _allowed: ContextVar[bool] = ContextVar(
     "fgrad.winograd", default=os.environ.get("FGRAD_WINOGRAD", "1") not in ("0", "off", "no", "false")
 )
+_YES, _NO = ("1", "on", "yes", "true"), ("", "0", "off", "no", "false")
+
+
+def autotune_wanted(given: bool | None) -> bool:
+    """Whether to measure plans: as `jit(autotune=...)` says, or else the environment variable `FGRAD_AUTOTUNE`.
+
+    Raises:
+        FgradValueError: the variable is neither yes nor no.
+    """
+    if given is not None:
+        return given
+    value = os.environ.get("FGRAD_AUTOTUNE", "").strip().lower()
+    if value not in _YES + _NO:
+        text = f"the environment variable FGRAD_AUTOTUNE is {value!r}"
+        raise FgradValueError(message("jit", text, "set it to 1 (measure plans) or 0"))
+    return value in _YES
+
+
 winograd_allowed = _allowed.get
 """Whether compiled convolutions may use Winograd's algorithm here."""
 

@@ -40,11 +40,15 @@ _HELPERS, _THREADS, _YIELD, _WAIT, _POST, _SEMAPHORE, _ALWAYS, _RUNNING = (
 _lock = threading.Lock()
 _changed = threading.Condition()  # the number of threads
 _words: ctypes.Array[ctypes.c_size_t] | None = None
-_kept: list[object] = []  # memory and code that helpers use, never freed
 _help: Callable[[int, int], None] | None = None  # where helpers spend their lives
 _started = 0
 _chosen: int | None = None
 _forked = False
+
+
+def _keep(thing: object) -> None:
+    """Never free memory or code that helpers use: they are there until the process ends, when modules are gone already."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def available() -> int:
@@ -110,7 +114,7 @@ def pool() -> int:
             )
             words[_THREADS] = get_num_threads()
             words[_YIELD] = _yield_address()
-            _kept.append(memory)
+            _keep(memory)
             _words = words
             _start_helpers()
         return ctypes.addressof(_words)
@@ -143,7 +147,7 @@ def _start_helpers() -> None:
             return
         _words[_SEMAPHORE], _words[_WAIT], _words[_POST] = found
         address, engine = compile_function(team.help_text(), "help")
-        _kept.append(engine)
+        _keep(engine)
         _help = ctypes.CFUNCTYPE(None, ctypes.c_size_t, ctypes.c_int64)(address)
     try:
         while _started < wanted:
@@ -206,7 +210,7 @@ def _semaphore() -> tuple[int, int, int] | None:
                 wait, post = library.dispatch_semaphore_wait, library.dispatch_semaphore_signal
             else:
                 memory = ctypes.create_string_buffer(128)
-                _kept.append(memory)
+                _keep(memory)
                 made = ctypes.addressof(memory) + -ctypes.addressof(memory) % 64
                 if library.sem_init(ctypes.c_void_p(made), 0, 0):
                     return None

@@ -24,7 +24,7 @@ from fgrad.codegen.stencil import find_stencil
 from fgrad.codegen.target import TargetInfo
 from fgrad.codegen.winograd import WinogradPlan, plan_winograd
 
-_WORTH_ROUNDING = 0.85  # Winograd's algorithm rounds more, so it must be faster by more than the model errs
+WORTH_ROUNDING = 0.85  # Winograd's algorithm rounds more, so it must be faster by more than the model errs
 
 
 def accumulator(spec: Contraction) -> np.dtype:
@@ -44,10 +44,10 @@ def accumulator(spec: Contraction) -> np.dtype:
 def plan(spec: Contraction, target: TargetInfo) -> Plan | WinogradPlan:
     """Choose how to compute ``spec`` on ``target``."""
     fast = plan_winograd(spec, target) if target.winograd else None
-    if fast is not None and fast.cycles < _WORTH_ROUNDING * _useful(spec) / target.lanes(4):
+    if fast is not None and fast.cycles < WORTH_ROUNDING * _useful(spec) / target.lanes(4):
         return fast  # no direct sum can be as fast, so there is no need to look at them
     cost, chosen, fields = min(candidates(spec, target), key=lambda candidate: candidate[0])
-    if fast is not None and fast.cycles < _WORTH_ROUNDING * cost:
+    if fast is not None and fast.cycles < WORTH_ROUNDING * cost:
         return fast
     return finish(cost, chosen, fields)
 

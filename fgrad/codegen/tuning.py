@@ -96,13 +96,16 @@ def alternatives(
 @dataclass(frozen=True, eq=False)
 class Job:
     """A contraction of a program, as it will be run: `plan` is what the cost model chose, `cycles` what a call of the program spends on it,
-    `arrays` the type and number of elements of out, lhs, rhs, and the epilogue's extra arguments."""
+    `arrays` the type and number of elements of out, lhs, rhs, and the epilogue's extra arguments. It runs `count` times, and from one time to
+    the next the arrays move by `moves` bytes."""
 
     spec: Contraction
     epilogue: Epilogue | None
     plan: AnyPlan
     arrays: tuple[tuple[np.dtype, int], ...]
     cycles: float
+    count: int = 1
+    moves: tuple[int, ...] = ()
 
 
 Choose = Callable[[Job], AnyPlan]
@@ -121,7 +124,8 @@ def retune(program: Program, target: TargetInfo, choose: Choose) -> None:
         arrays = tuple((buf.dtype, buf.size) for buf in (step.out, step.lhs, step.rhs, *extra))
         if key in jobs:
             cycles += jobs[key].cycles
-        jobs[key] = Job(spec, step.epilogue, plan, arrays, cycles)
+        count, moves = (pieces.count, pieces.moves) if pieces else (1, ())
+        jobs[key] = Job(spec, step.epilogue, plan, arrays, cycles, count, moves)
         steps.setdefault(key, []).append(step)
     for key, job in jobs.items():
         if job.cycles >= HEAVY_CYCLES and (better := choose(job)).recipe != job.plan.recipe:

@@ -21,6 +21,7 @@ from llvmlite import ir
 
 from fgrad.codegen import gemm
 from fgrad.codegen.llvm import I64, POINTER, new_module
+from fgrad.codegen.planning import WORTH_ROUNDING
 from fgrad.codegen.target import TargetInfo
 from fgrad.codegen.tuning import AnyPlan, Job, alternatives, key_of
 from fgrad.memory import data_pointer
@@ -29,12 +30,11 @@ from fgrad.runtime.native import NativeCode, compile_module
 
 MOST = 8  # plans of a contraction
 GAIN = 1.03  # how much faster than the model's choice a plan must be
-ROUNDING = 0.8  # Winograd's algorithm rounds more: its share of a direct sum's time at which they are even
 _BURST, _BUDGET = (
     100e-6,
     8e-3,
 )  # seconds of one plan's burst, and of all bursts (twice: all plans, then the best two)
-_ROUNDS = 3  # at least
+_ROUNDS = 6  # at least
 _HOPELESS = 1.5  # times the fastest after one round: not run again
 _PAD = 256  # bytes behind each array: a vector may be read past its end
 _numbers = itertools.count()
@@ -81,7 +81,8 @@ def fastest(job: Job, plans: Sequence[AnyPlan]) -> int:
 
 
 def _handicap(plan: AnyPlan) -> float:
-    return 1 / ROUNDING if plan.path == "winograd" else 1.0
+    """Winograd's algorithm rounds more, and must be worth it."""
+    return 1 / WORTH_ROUNDING if plan.path == "winograd" else 1.0
 
 
 class Trial:
@@ -91,8 +92,11 @@ class Trial:
         self.code = compile_plans(job, plans)
         sizes = [*job.arrays, (np.dtype(np.uint8), max(p.workspace_bytes for p in plans))]
         self.arrays = [_filled(dtype, size) for dtype, size in sizes]
-        self.table = np.array([data_pointer(a) for a in self.arrays], np.uintp)
-        self.address = data_pointer(self.table)
+        pointers = np.array([data_pointer(a) for a in self.arrays], np.uintp)
+        moves = np.array([*(job.moves or [0] * len(job.arrays)), 0], np.uintp)
+        self.tables = pointers + np.arange(job.count, dtype=np.uintp)[:, None] * moves  # one for each piece
+        self.addresses = [data_pointer(table) for table in self.tables]
+        self.piece = 0
 
     def measure(self, numbers: Sequence[int]) -> dict[int, float]:
         """Seconds of processor time that some of the plans take."""
@@ -110,11 +114,14 @@ class Trial:
         return best
 
     def burst(self, number: int, repeats: int, warm: bool = False) -> float:
-        call, address = self.code.call, self.address
-        for _ in range(2 if warm else 0):
-            call(address, number)
+        """Each run takes the next piece, as in the program: operands come from where they would, if from a cache at all."""
+        call, count = self.code.call, len(self.addresses)
+        runs = [self.addresses[(self.piece + n) % count] for n in range(repeats)]
+        self.piece += repeats
+        if warm:
+            call(runs[0], number)
         start = time.thread_time_ns()
-        for _ in range(repeats):
+        for address in runs:
             call(address, number)
         return max(1, time.thread_time_ns() - start) * 1e-9 / repeats
 

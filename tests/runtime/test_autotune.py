@@ -234,7 +234,7 @@ def test_alternatives_differ_and_agree():
     results = []
     for n in range(len(plans)):
         trial.arrays[0][:] = np.nan
-        trial.code.call(trial.address, n)
+        trial.code.call(trial.addresses[0], n)
         results.append(trial.arrays[0].copy())
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=1e-4)

@@ -12,25 +12,24 @@ Rows of a few hundred elements are over before that latency is: two of them side
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fgrad.codegen.loops import (
     Acc,
     Affine,
+    Buffer,
     Expr,
     Init,
-    Load,
     Loop,
     LoopVar,
-    Op,
     Stmt,
     Store,
     Update,
-    affine_terms,
-    children,
     index_add,
     index_scale,
 )
 from fgrad.codegen.nestinfo import weight
+from fgrad.codegen.substitute import Place, Substitution
 
 LONGEST = 1024  # iterations of a pass, beyond which its latency does not matter
 HEAVIEST = 160  # instructions of one iteration of a pass
@@ -75,7 +74,7 @@ def _jammed(loop: Loop) -> Loop:
         if k:
             mine = [s.acc for s in loop.body if isinstance(s, Init)]
             env.update((acc, Acc(f"{acc.name}_next", acc.dtype)) for acc in mine)
-        rows.append(_Substitution(env).block(loop.body))
+        rows.append(Substitution(env, _own_rows() if k else None).block(loop.body))
     merged: list[Stmt] = []
     for first, second in zip(*rows):
         if isinstance(first, Loop):
@@ -85,57 +84,13 @@ def _jammed(loop: Loop) -> Loop:
     return Loop(half, merged, loop.kind)
 
 
-class _Substitution:
-    """Statements with variables and accumulators replaced. What does not depend on them stays the same object."""
+def _own_rows() -> Place:
+    """A second row of every buffer that holds a single one."""
+    rows: dict[Buffer, Buffer] = {}
 
-    def __init__(self, env: dict[Expr, Expr]):
-        self.env = env
-        self.memo: dict[int, Expr] = {}
-        self.keep: list[Expr] = []
+    def place(buffer: Buffer, index: Expr) -> tuple[Buffer, Expr]:
+        if buffer.role != "local":
+            return buffer, index
+        return rows.setdefault(buffer, replace(buffer, name=f"{buffer.name}_next")), index
 
-    def block(self, body: Sequence[Stmt]) -> list[Stmt]:
-        return [self.stmt(s) for s in body]
-
-    def stmt(self, s: Stmt) -> Stmt:
-        if isinstance(s, Loop):
-            return Loop(s.var, self.block(s.body), s.kind)
-        if isinstance(s, Store):
-            mask = None if s.mask is None else self.expr(s.mask)
-            return Store(s.buffer, self.expr(s.index), self.expr(s.value), s.op, mask)
-        assert isinstance(s, (Init, Update))
-        acc = self.env.get(s.acc, s.acc)
-        assert isinstance(acc, Acc)
-        value = self.expr(s.value)
-        return Init(acc, value) if isinstance(s, Init) else Update(acc, s.op, value)
-
-    def expr(self, e: Expr) -> Expr:
-        """A stack in place of recursion: expressions can be deep."""
-        pending = [e]
-        while pending:
-            node = pending[-1]
-            if id(node) in self.memo:
-                pending.pop()
-                continue
-            missing = [c for c in children(node) if id(c) not in self.memo]
-            if missing:
-                pending.extend(missing)
-                continue
-            pending.pop()
-            self.memo[id(node)] = self._rebuilt(node)
-            self.keep.append(node)
-        return self.memo[id(e)]
-
-    def _rebuilt(self, e: Expr) -> Expr:
-        new = [self.memo[id(c)] for c in children(e)]
-        if all(a is b for a, b in zip(new, children(e))):
-            return self.env.get(e, e)
-        if isinstance(e, Op):
-            return Op(e.name, new, e.dtype)
-        if isinstance(e, Affine):
-            return index_add(
-                Affine(e.const, ()), *(index_scale(t, c) for t, (_, c) in zip(new, affine_terms(e)[1]))
-            )
-        assert isinstance(e, Load)
-        index, *rest = new
-        mask = rest.pop(0) if e.mask is not None else None
-        return Load(e.buffer, index, mask, rest[0] if rest else None)
+    return place

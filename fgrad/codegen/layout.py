@@ -6,6 +6,7 @@ which region each buffer takes, and so which kernel arguments overlap.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -155,6 +156,9 @@ class Places:
     def __init__(self, program: Program, layout: Layout):
         self.program, self.layout = program, layout
         self.cache: dict[Buf, Place] = {}
+        self.users: Counter[Buf] = Counter()  # how many steps use a buffer or views of it
+        for s in walk(program.body):
+            self.users.update({b.root for b in (*s.reads, *s.writes)})
         self.loop_of = {view: s for s in walk(program.body) if isinstance(s, ForStep) for view in s.moving}
 
     def __getitem__(self, buf: Buf) -> Place:
@@ -214,4 +218,10 @@ def bind(step: KernelStep, places: Places) -> Binding:
         for n, (place, writes, _) in enumerate(params)
     )
     align = tuple(max(place.align, 1) for place, _, _ in params)
-    return Binding(tuple(numbers), alone, align, tuple(isinstance(p.region, tuple) for p, _, _ in params))
+    private = tuple(
+        n
+        for n, (arg, slot) in enumerate(zip(step.args, numbers))
+        if arg.root.kind == "temp" and places.users[arg.root] == 1 and numbers.count(slot) == 1
+    )
+    part = tuple(isinstance(p.region, tuple) for p, _, _ in params)
+    return Binding(tuple(numbers), alone, align, part, private)

@@ -32,6 +32,7 @@ from llvmlite import ir
 from fgrad import dtypes
 from fgrad.codegen import lanes, scalar
 from fgrad.codegen.dependence import Dependence
+from fgrad.codegen.irtools import opaque
 from fgrad.codegen.jam import jam_rows
 from fgrad.codegen.loops import (
     Acc,
@@ -53,6 +54,7 @@ from fgrad.codegen.loops import (
 )
 from fgrad.codegen.mathbase import intrinsic
 from fgrad.codegen.nestinfo import changed_by, nodes, weight
+from fgrad.codegen.rowlocal import keep_rows
 from fgrad.codegen.target import TargetInfo, host
 from fgrad.codegen.vectors import VectorLoops
 
@@ -70,12 +72,14 @@ class Binding:
     noalias  for each parameter: no other parameter that is written overlaps it.
     align    for each parameter: known alignment in bytes.
     part     for each parameter: only the bytes that are really touched exist.
+    private  the buffers, by number, that nothing but this kernel uses.
     """
 
     slots: tuple[int, ...]
     noalias: tuple[bool, ...]
     align: tuple[int, ...]
     part: tuple[bool, ...] = ()
+    private: tuple[int, ...] = ()
 
     @staticmethod
     def distinct(buffers: Sequence[Buffer]) -> Binding:
@@ -126,9 +130,10 @@ class _KernelEmitter(Dependence, VectorLoops):
         parameters = [POINTER] * (max(binding.slots, default=-1) + 1) + [I64, I64] * ranged
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), parameters), name)
         # Pieces of a range may have an odd row left over; what is inside of its loop is as it always was.
-        whole = kernel.body[0] if ranged else None
+        body = keep_rows(kernel.body, [kernel.buffers[n] for n in binding.private])
+        whole = body[0] if ranged else None
         assert whole is None or isinstance(whole, Loop)
-        self.body = jam_rows(kernel.body, None if _even_pieces(kernel) else whole)
+        self.body = jam_rows(body, None if _even_pieces(kernel) else whole)
         self.range: tuple[Stmt, ir.Value, ir.Value] | None = None
         if whole is not None:
             first, bounds = self.body[0], self.function.args[-2:]
@@ -309,6 +314,8 @@ class _KernelEmitter(Dependence, VectorLoops):
 
     def load_before(self, stmt: Store, rest: Sequence[Stmt]) -> None:
         """Load what the following statements of this scope read from the bytes that `stmt` is about to overwrite."""
+        if stmt.buffer.role == "local":
+            return
         slot = self.binding.slots[self.kernel.buffers.index(stmt.buffer)]
         at_risk = {
             b for b, s in zip(self.kernel.buffers, self.binding.slots) if s == slot and b in self.shared_reads
@@ -435,6 +442,10 @@ class _KernelEmitter(Dependence, VectorLoops):
 
     def address(self, buffer: Buffer, index: ir.Value) -> ir.Value:
         element = ir.IntType(8 * buffer.dtype.itemsize)
+        if buffer not in self.pointers:  # of role "local"
+            memory = self.allocas.alloca(ir.ArrayType(element, buffer.size), name=buffer.name)
+            memory.align = 64
+            self.pointers[buffer] = opaque(self.allocas, memory)
         return self.builder.gep(self.pointers[buffer], [index], inbounds=True, source_etype=element)
 
     def load(self, e: Load) -> ir.Value:

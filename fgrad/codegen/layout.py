@@ -158,7 +158,8 @@ class Places:
         self.cache: dict[Buf, Place] = {}
         self.users: Counter[Buf] = Counter()  # how many steps use a buffer or views of it
         for s in walk(program.body):
-            self.users.update({b.root for b in (*s.reads, *s.writes)})
+            decides = (getattr(s, "index", None), getattr(s, "pred", None))  # of a switch, of a loop
+            self.users.update({b.root for b in (*s.reads, *s.writes, *decides) if b is not None})
         self.loop_of = {view: s for s in walk(program.body) if isinstance(s, ForStep) for view in s.moving}
 
     def __getitem__(self, buf: Buf) -> Place:

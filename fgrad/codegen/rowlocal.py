@@ -91,19 +91,20 @@ def _around(buffer: Buffer, body: Sequence[Stmt]) -> tuple[Sequence[Stmt], list[
 def _row(buffer: Buffer, inner: Sequence[Stmt], rows: Sequence[LoopVar]) -> _Row | None:
     """One row of `buffer`; None unless every row is a place of its own, written before it is read."""
     places: list[Expr] = []
-    written = False
+    written = read = False
     for s in statements(inner):
         for e in nodes(expressions(s)):
             if isinstance(e, Load) and e.buffer is buffer:
                 if not written or e.mask is not None:
                     return None
+                read = True
                 places.append(e.index)
         if isinstance(s, Store) and s.buffer is buffer:
             if s.op is not None or s.mask is not None:
                 return None
             written = True
             places.append(s.index)
-    if not places or not rows:
+    if not read or not rows:
         return None
     steps: set[tuple[int, ...]] = set()
     low, high = buffer.size, 0

@@ -416,19 +416,15 @@ def _overwritten(step: ContractStep, later: Sequence[Step]) -> bool:
 
 
 _PASS_CYCLES = 0.25  # an element, for each argument of a kernel that is run apart
-# Threads share a long sum with few results best by cutting the sum, which leaves parts: nothing to hand to an epilogue. That is for
-# products with at least so many cycles, and sums so many times as long as either side of their result.
-_LONG_CYCLES, _LONG = 100_000, 4
+# The caches and the threads want long sums in pieces, which leave nothing complete to hand to an epilogue until the last. That is for products with
+# at least so many cycles, and for sums of at least so many terms.
+_HEAVY_CYCLES, _MOST_TERMS = 100_000, 512
 
 
 def _joined(step: ContractStep, kernel: KernelStep, target: TargetInfo) -> tuple[Epilogue, Plan] | None:
-    sides = [math.prod(d.extent for d in dims) for dims in (step.spec.m, step.spec.n)]
-    depth = math.prod(d.extent for d in step.spec.k)
     plain = step.meta["plan"]
-    if plain.cycles > _LONG_CYCLES and depth > _LONG * max(sides):
+    if plain.cycles > _HEAVY_CYCLES and math.prod(d.extent for d in step.spec.k) > _MOST_TERMS:
         return None
-    if plain.path == "outer" and plain.k_chunk * plain.k_inner < depth:
-        return None  # the caches want the sum in pieces, which an epilogue cannot have
     epilogue = match(step.spec, step.out, kernel)
     if epilogue is None:
         return None

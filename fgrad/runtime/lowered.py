@@ -155,7 +155,14 @@ class Lowered:
         program = self.program
         lines = [f"arena: {program.arena_bytes} bytes"]
         for buf, offset in sorted(program.offsets.items(), key=lambda item: item[1]):
-            lines.append(f"  {offset:>10} .. {offset + buf.nbytes:>10}  {_buf(buf)}")
+            local = program.local.get(buf)
+            end = offset + (local.fraction if local else buf.nbytes)
+            note = (
+                f", a fraction for each worker in chain {local.chain}, {local.stride} bytes apart"
+                if local
+                else ""
+            )
+            lines.append(f"  {offset:>10} .. {end:>10}  {_buf(buf)}{note}")
         lines += [f"input {i}: {_buf(b)}" for i, b in enumerate(program.inputs)]
         for j, b in enumerate(program.outputs):
             source = program.placed.get(j)

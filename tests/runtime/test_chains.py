@@ -212,6 +212,7 @@ def test_what_only_a_chain_touches_is_a_fraction_for_each_worker():
                 a, b = sorted((lifetimes[buf], lifetimes[other]), key=lambda life: life.start)
                 handed = any({w, r} == {buf, other} for _, w, r in chain.in_place)
                 assert a.end < b.start or (a.end == b.start and handed)
+    assert "a fraction for each worker" in fgrad.jit(f).lower(*args).show("memory")
     whole = sum(b.nbytes for b in program.local)
     assert program.arena_bytes < whole + sum(b.nbytes for b in set(program.offsets) - set(program.local))
 

@@ -66,7 +66,7 @@ def direct_candidates(
                         met = len(run.rows) * together
                         times = 1 if run.count > 8 else run.count
                         code += met * len(widths) * times
-                        per = max(met * breadth, 0.5 * met + len(widths), 8)
+                        per = max(met * breadth, 0.5 * met + len(widths), 6)
                         work += strip.count * run.count * (per + (1.0 if run.count > 8 else 0.2))
                     work += strip.count * 2.0
                 if code > _MOST_CODE:

@@ -31,7 +31,7 @@ from fgrad.codegen.loops import (
 from fgrad.codegen.nestinfo import weight
 from fgrad.codegen.substitute import Place, Substitution
 
-LONGEST = 1024  # iterations of a pass, beyond which its latency does not matter
+LONGEST = 256  # iterations of a pass; beyond, its latency matters less than that memory is read in one stream
 HEAVIEST = 160  # instructions of one iteration of a pass
 
 

@@ -138,21 +138,18 @@ def tile_offsets(levels: Sequence[tuple], size: int, which: int = 1) -> tuple[in
 
 @lru_cache(maxsize=4096)
 def _tile_offsets(levels: tuple[tuple, ...], size: int, which: int) -> tuple[int, ...] | None:
-    left = size
+    left, inner = size, []  # the loops that a tile runs through, innermost first: (steps, what a step adds)
     for position, level in enumerate(reversed(levels)):
         if position == len(levels) - 1 or level[0] % left == 0:
+            inner.append((left, level[which]))
             break
         if left % level[0]:
             return None
         left //= level[0]
-    offsets = []
-    for flat in range(size):
-        offset = 0
-        for position, level in enumerate(reversed(levels)):
-            last = position == len(levels) - 1
-            flat, index = (0, flat) if last else divmod(flat, level[0])
-            offset += index * level[which]
-        offsets.append(offset)
+        inner.append((level[0], level[which]))
+    offsets = [0] if levels else [0] * size
+    for steps, step in reversed(inner):
+        offsets = [offset + i * step for offset in offsets for i in range(steps)]
     return tuple(offsets)
 
 

@@ -41,7 +41,7 @@ from fgrad.codegen.loops import (
     affine_terms,
 )
 from fgrad.codegen.packing import flat_offset, levels_of
-from fgrad.codegen.planning import Candidate, candidates, finish
+from fgrad.codegen.planning import Bound, Candidate, candidates, finish
 from fgrad.codegen.program import Block, Buf, ContractStep, KernelStep, Program, Step, nested_blocks, walk
 from fgrad.codegen.target import TargetInfo
 
@@ -341,23 +341,25 @@ def vectors(epilogue: Epilogue, n: Sequence[Dim], out: dict[str, int]) -> bool:
 # ------------------------------------------------------------------------------------------------ joining
 
 
-def candidates_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> list[Candidate]:
+def candidates_with(
+    spec: Contraction, epilogue: Epilogue, target: TargetInfo, bound: Bound | None = None
+) -> Iterator[Candidate]:
     """The plans for a contraction that can take its epilogue."""
-    fitting: dict[int, bool] = {}  # candidates share few plans that they are variants of
-
-    def fits(p: Plan) -> bool:
-        if id(p) not in fitting:
-            fitting[id(p)] = vectors(epilogue, p.spec.n, p.out.strides)
-        return fitting[id(p)]
-
-    every = list(candidates(spec, target, whole=True))
-    return [c for c in every if c[1].path != "nothing" and c[2] and fits(c[1])]
+    for candidate in candidates(spec, target, whole=True, bound=bound):
+        cost, chosen, fields = candidate
+        if (
+            fields
+            and (bound is None or cost < bound.cost)
+            and vectors(epilogue, chosen.spec.n, chosen.out.strides)
+        ):
+            yield candidate
 
 
 def plan_with(spec: Contraction, epilogue: Epilogue, target: TargetInfo) -> Plan | None:
     """The best plan for a contraction with an epilogue; None if no plan can take one."""
-    able = candidates_with(spec, epilogue, target)
-    return finish(*min(able, key=lambda c: c[0])) if able else None
+    bound = Bound()
+    found = bound.best(candidates_with(spec, epilogue, target, bound))
+    return finish(*found) if found else None
 
 
 def attach_epilogues(program: Program, target: TargetInfo) -> None:

@@ -8,7 +8,7 @@ the shapes is decided here, in Python, so that ``gemm.emit`` writes one straight
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -46,7 +46,10 @@ def plan(spec: Contraction, target: TargetInfo) -> Plan | WinogradPlan:
     fast = plan_winograd(spec, target) if target.winograd else None
     if fast is not None and fast.cycles < WORTH_ROUNDING * _useful(spec) / target.lanes(4):
         return fast  # no direct sum can be as fast, so there is no need to look at them
-    cost, chosen, fields = min(candidates(spec, target), key=lambda candidate: candidate[0])
+    bound = Bound()
+    found = bound.best(candidates(spec, target, bound=bound))
+    assert found is not None  # of every contraction there is a plan
+    cost, chosen, fields = found
     if fast is not None and fast.cycles < WORTH_ROUNDING * cost:
         return fast
     return finish(cost, chosen, fields)
@@ -67,9 +70,26 @@ def finish(cost: float, chosen: Plan, fields: dict[str, Any]) -> Plan:
     return with_workspace(replace(chosen, **fields, cycles=cost))
 
 
-def candidates(spec: Contraction, target: TargetInfo, whole: bool = False) -> Iterator[Candidate]:
+class Bound:
+    """The cheapest candidate so far; what surely costs more need not be made."""
+
+    def __init__(self) -> None:
+        self.cost = math.inf
+
+    def best(self, every: Iterable[Candidate]) -> Candidate | None:
+        """The cheapest of ``every``, a generator that was given this bound."""
+        found = None
+        for candidate in every:
+            if candidate[0] < self.cost:
+                self.cost, found = candidate[0], candidate
+        return found
+
+
+def candidates(
+    spec: Contraction, target: TargetInfo, whole: bool = False, bound: Bound | None = None
+) -> Iterator[Candidate]:
     """Every plan that computes ``spec``; ``plan`` takes the cheapest. ``whole``: only those that have each sum complete in a
-    register once, as an epilogue needs it."""
+    register once, as an epilogue needs it. ``bound``: without some that cost more than what it has found."""
     acc = accumulator(spec)
     extents = spec.extents
     empty = View(acc, 0, {})
@@ -106,7 +126,7 @@ def candidates(spec: Contraction, target: TargetInfo, whole: bool = False) -> It
         spreading = _spread_cost(lhs_spread, variant, target) + _spread_cost(rhs_spread, variant, target)
         for start in (base, flipped):
             for make in (_outer, _inner):
-                for cost, chosen, fields in make(start):
+                for cost, chosen, fields in make(start, bound, spreading):
                     yield cost + spreading, chosen, fields
 
 
@@ -195,8 +215,8 @@ def _column_shapes(p: Plan, n: int, lanes: int) -> Iterator[_Columns]:
             yield _Columns(tuple(widths), tuple(starts), True)
 
 
-def _outer(p: Plan) -> Iterator[Candidate]:
-    """Plans for the outer-product kernel."""
+def _outer(p: Plan, bound: Bound | None, before: float) -> Iterator[Candidate]:
+    """Plans for the outer-product kernel; ``before`` is what is spent besides."""
     spec, target, size = p.spec, p.target, p.acc.itemsize
     b, m, n, k = _sizes(p)
     lanes = target.lanes(size)
@@ -227,6 +247,10 @@ def _outer(p: Plan) -> Iterator[Candidate]:
         for mr, split, chunk, kc, alike, out_alike in row_plans:
             if mr * columns + columns + 1 > target.registers:
                 break
+            if bound is not None:
+                tiles = b * -(-m // mr) * -(-n // nr)
+                if before + tiles * k * max(mr * breadth, columns + mr, 8) >= bound.cost:
+                    continue
             single, ragged_m = kc == k, m % mr != 0
             once = single and not p.whole  # an epilogue may update in place, so nothing is computed twice
             m_overlap = ragged_m and once and len(lhs_rows) < 2 and len(out_rows) < 2
@@ -268,6 +292,8 @@ def _outer(p: Plan) -> Iterator[Candidate]:
                         total += b * k * tiles_m * mr * pack * -(-n // nc)
                     elif mr > 6 and lhs_stride and lhs_stride % 2048 == 0 and kc > 16:
                         total *= 1.25
+                    if bound is not None and before + total >= bound.cost:
+                        continue
                     yield (
                         total,
                         p,
@@ -288,8 +314,8 @@ def _outer(p: Plan) -> Iterator[Candidate]:
                     )
 
 
-def _inner(p: Plan) -> Iterator[Candidate]:
-    """Plans for the inner-product kernel."""
+def _inner(p: Plan, bound: Bound | None, before: float) -> Iterator[Candidate]:
+    """Plans for the inner-product kernel; ``before`` is what is spent besides."""
     spec, target, size = p.spec, p.target, p.acc.itemsize
     b, m, n, k = _sizes(p)
     depth = p.depth_levels
@@ -331,8 +357,11 @@ def _inner(p: Plan) -> Iterator[Candidate]:
                 row_load = 1.5 if mr * kc * size <= target.l1 // 2 else 2.2
                 per_step = max(mr * nr, row_load * mr + column_load * nr, 8) * speed + 0.5
                 tile = (k // run) * (steps * per_step + 2) + -(-k // kc) * (mr * nr * 2.5 + 15)
+                total = b * -(-m // mr) * -(-n // nr) * tile
+                if bound is not None and before + total >= bound.cost:
+                    continue
                 yield (
-                    b * -(-m // mr) * -(-n // nr) * tile,
+                    total,
                     p,
                     {
                         "path": "inner",

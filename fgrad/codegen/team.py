@@ -17,7 +17,7 @@ threads has come; on a busy machine that is when the system gets round to starti
 
 On a machine where others want the processors too, a thread that has taken a piece may be put to sleep for milliseconds, and sharing is
 then slower than one thread. So each segment notes the time of its runs of both kinds (the first eight are of either kind by turns) and
-takes the faster; every 128th run is of the other.
+takes the faster; every 128th run is of the other, every 16th where that is to share, since a neighbour that was in the way may have gone.
 
 Only one caller has the pool at a time: others run serially meanwhile, with the same results.
 """
@@ -266,9 +266,10 @@ choose:
   %shared.time = load atomic i64, ptr @"SEGMENT.state" monotonic, align 8
   %serial.time = load atomic i64, ptr %serial.slot monotonic, align 8
   %calls = atomicrmw add ptr %calls.slot, i64 1 monotonic
-  %phase = and i64 %calls, 127
-  %probe = icmp eq i64 %phase, 127
   %faster = icmp ule i64 %shared.time, %serial.time
+  %often = select i1 %faster, i64 127, i64 15
+  %phase = and i64 %calls, %often
+  %probe = icmp eq i64 %phase, %often
   %better = xor i1 %faster, %probe
   %early = icmp ult i64 %calls, 8
   %even = trunc i64 %calls to i1

@@ -41,17 +41,20 @@ from fgrad.codegen.target import TargetInfo
 
 _WAIT = 6_000.0  # cycles that threads lose where all wait for all
 _PIECE = 1_500.0  # and that handing out a piece costs
+_MEMBER = 400.0  # and each member, once a piece
+_MUCH = 4e6  # cycles that are worth more than two threads
 _WINDOW = 48  # steps left behind before a chain is closed
 _BEFORE_BYTES = 1 << 18  # what is computed early is kept long
-_COUNTS = (4, 8, 16)
+_COUNTS = (2, 4, 8, 16)
 _HEAD = 16  # steps that decide between them
 
 
-def balance(count: int) -> float:
-    """How much longer threads take than if pieces could be any size: mostly two of them, sometimes more; and one may be
-    kept from its work for a while."""
-    even = sum(w * threads * -(-count // threads) / count for threads, w in ((2, 0.75), (4, 0.17), (8, 0.08)))
-    return even + 0.3 / count
+def balance(count: int, cycles: float) -> float:
+    """How much longer threads take than if pieces could be any size: two of them, and more if there is much to do; and one may
+    be kept from its work for a while."""
+    many = min(1.0, cycles / _MUCH)
+    shares = (2, 1 - 0.25 * many), (4, 0.17 * many), (8, 0.08 * many)
+    return sum(share * threads * -(-count // threads) / count for threads, share in shares) + 0.15 / count
 
 
 @dataclass(eq=False)
@@ -266,7 +269,8 @@ class Former:
             behind.add(reads, writes)
         whole = total_cycles([s for s, _ in made.members])
         cost = sum(o.cost for _, o in made.members)
-        made.gain = whole - cost * balance(count) / 2 - _PIECE * count / 2 - _WAIT
+        cost += _MEMBER * count * len(made.members)
+        made.gain = whole - cost * balance(count, whole) / 2 - _PIECE * count / 2 - _WAIT
         return made
 
     def fitting(

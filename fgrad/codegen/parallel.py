@@ -129,7 +129,7 @@ def _choose(step: ContractStep, target: TargetInfo) -> ContractCut | None:
             cut = cut_contraction(step, dim, count, is_k, target)
             if cut is None:
                 continue
-            cost = cut.cycles * balance(count) + _HANDING_OUT * count
+            cost = cut.cycles * balance(count, whole.cycles) + _HANDING_OUT * count
             if best is None or cost < best[0]:
                 best = cost, cut
     return None if best is None or best[0] > 1.7 * whole.cycles else best[1]

@@ -366,9 +366,20 @@ def jit(
     Usable as `@jit`, `@jit(donate=0)` or `jit(f)`. `jit(f).lower(*args)` shows what is compiled.
     """
 
-    def as_tuple(x: Any) -> tuple[Any, ...]:
-        return (x,) if isinstance(x, (int, str)) else tuple(x)
+    def as_tuple(option: str, kind: type, x: Any) -> tuple[Any, ...]:
+        try:
+            items = (x,) if isinstance(x, (int, str)) else tuple(x)
+        except TypeError:
+            items = (x,)
+        if not all(isinstance(i, kind) and not isinstance(i, bool) for i in items):
+            what, example = ("a name", '"x"') if kind is str else ("a position", "0")
+            problem = f"{option} is {describe(x)}"
+            raise FgradTypeError(message("jit", problem, f"give {what} or several: {option}={example}"))
+        return items
 
+    positions = as_tuple("static_argnums", int, static_argnums)
+    names = as_tuple("static_argnames", str, static_argnames)
+    donated = as_tuple("donate", int, donate)
     if autotune is not None and not isinstance(autotune, bool):
         raise FgradTypeError(message("jit", f"autotune is {describe(autotune)}", "use True, False or None"))
 
@@ -381,9 +392,7 @@ def jit(
                     "write jit(f), then call it: jit(f)(x)",
                 )
             )
-        return Jitted(
-            function, as_tuple(static_argnums), as_tuple(static_argnames), as_tuple(donate), autotune
-        )
+        return Jitted(function, positions, names, donated, autotune)
 
     return wrap if f is None else wrap(f)
 

@@ -14,6 +14,7 @@ called on views of the program's own buffers, without a copy of its inputs.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
@@ -34,8 +35,20 @@ F = Callable[..., Any]
 
 
 def ShapeDtype(shape: Sequence[int], dtype: Any) -> Type:
-    """A shape and dtype without values: says what a function returns, or stands for an argument in `make_graph` and `lower`."""
-    return Type(tuple(int(s) for s in shape), dtypes.canonical(dtype))
+    """A shape and dtype without values: says what a function returns, or stands for an argument in `make_graph` and `lower`.
+
+    Raises:
+        FgradTypeError: `shape` is no sequence of ints, or `dtype` no dtype.
+        FgradValueError: a size is negative.
+    """
+    fix = "give a tuple of sizes: ShapeDtype((3, 4), 'float32')"
+    try:
+        sizes = tuple(operator.index(s) for s in shape)
+    except TypeError:
+        raise FgradTypeError(message("ShapeDtype", f"shape is {describe(shape)}", fix)) from None
+    if any(s < 0 for s in sizes):
+        raise FgradValueError(message("ShapeDtype", f"shape {sizes} has a negative size", fix))
+    return Type(sizes, dtypes.canonical(dtype))
 
 
 def _type_rule(*types: Type, function: F, out_types: tuple[Type, ...], batched: int) -> tuple[Type, ...]:

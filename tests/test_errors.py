@@ -363,6 +363,49 @@ def array_of_objects():
     return fnp.asarray(np.array([None, 1], object))
 
 
+# ------------------------------------------------------------------------------------------------ options
+
+
+@mistake(TypeError, "jit", "donate is str 'params'", "donate=0")
+def donate_by_name():
+    return fgrad.jit(lambda params: params, donate="params")
+
+
+@mistake(TypeError, "jit", "donate is NoneType None", "donate=0")
+def donate_none():
+    return fgrad.jit(lambda x: x, donate=None)
+
+
+@mistake(TypeError, "jit", "static_argnames is int 0", "a name")
+def static_name_that_is_a_position():
+    return fgrad.jit(lambda x: x, static_argnames=0)
+
+
+@mistake(TypeError, "winograd", "allowed is str 'off'", "True or False")
+def winograd_switched_by_a_word():
+    return fgrad.winograd("off").__enter__()
+
+
+@mistake(ValueError, "profile", "repeat=0", "positive")
+def profile_of_no_calls():
+    return fgrad.profile(lambda x: x * 2, repeat=0)(X)
+
+
+@mistake(ValueError, "profile", "budget=-1", "seconds")
+def profile_in_negative_time():
+    return fgrad.profile(lambda x: x * 2, budget=-1)(X)
+
+
+@mistake(ValueError, "ShapeDtype", "(3, -1) has a negative size", "ShapeDtype((3, 4), 'float32')")
+def shape_with_a_size_to_infer():
+    return fgrad.ShapeDtype((3, -1), "float32")
+
+
+@mistake(TypeError, "ShapeDtype", "shape is int 3", "a tuple of sizes")
+def shape_that_is_a_number():
+    return fgrad.ShapeDtype(3, "float32")
+
+
 def test_at_least_thirty_mistakes():
     assert len(MISTAKES) >= 30
 

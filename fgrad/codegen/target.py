@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from fgrad.errors import FgradValueError, message
+
 _X86 = {"x86_64", "amd64", "i386", "i686"}
 
 
@@ -103,13 +105,16 @@ _LEVELS = {
 def level(name: str, available: dict[str, bool], *, l1: int, l2: int) -> TargetInfo:
     """One of the levels of the x86-64 ABI, which a processor with the features `available` must reach.
 
-    Raises ValueError for a name that is none, or more than there is.
+    Raises FgradValueError for a name that is none, or more than there is.
     """
+    variable = f"the environment variable FGRAD_TARGET is {name!r}"
     if name not in _LEVELS:
-        raise ValueError(f"FGRAD_TARGET={name!r} is none of {', '.join(_LEVELS)}; unset it for this machine")
+        problem = f"{variable}, none of {', '.join(_LEVELS)}"
+        raise FgradValueError(message("jit", problem, "unset it to compile for this machine"))
     missing = [f for f in _LEVELS[name] if not available.get(f, False)]
     if missing:
-        raise ValueError(f"FGRAD_TARGET={name!r} needs {', '.join(missing)}, which this processor lacks")
+        problem = f"{variable}: it needs {', '.join(missing)}, which this processor lacks"
+        raise FgradValueError(message("jit", problem, "choose a lower level, or unset it"))
     return replace(describe(name, dict.fromkeys(_LEVELS[name], True), "x86_64", l1=l1, l2=l2), forced=True)
 
 

@@ -145,7 +145,7 @@ class _Cutter:
                 if (e, on) not in found:
                     continue
                 params = found[e, on]
-                parts = _rule(e)(e, self.rows, self.part)[0] if on else [False] * len(e.inputs)  # type: ignore
+                parts = _rule(e)(e, self.rows, self.part)[0] if on else [False] * len(e.inputs)  # type: ignore[index,misc]  # it was found
                 atoms = [env[a, p] if isinstance(a, Var) else a for a, p in zip(e.inputs, parts, strict=True)]
                 types = infer(e.prim, [a.type for a in atoms], params)
                 wanted = tuple(_part(v.type, self.part) if on else v.type for v in e.outputs)

@@ -100,7 +100,12 @@ class Lowered:
 
         Raises:
             FgradTypeError: an argument was only a shape and dtype.
+            FgradValueError: `repeat` is not a positive int, or `budget` not a number of seconds.
         """
+        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+            raise FgradValueError(message("profile", f"repeat={repeat!r}", "give a positive number of calls"))
+        if not isinstance(budget, (int, float)) or not budget >= 0:
+            raise FgradValueError(message("profile", f"budget={budget!r}", "give a number of seconds"))
         arrays = []
         for n, x in enumerate(self._arguments):
             if not isinstance(x, ConcreteArray):

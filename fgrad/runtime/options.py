@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from fgrad.errors import FgradValueError, message
+from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 
 _allowed: ContextVar[bool] = ContextVar(
     "fgrad.winograd", default=os.environ.get("FGRAD_WINOGRAD", "1") not in ("0", "off", "no", "false")
@@ -46,8 +46,13 @@ def winograd(allowed: bool) -> Iterator[None]:
 
     It counts where a jitted function is called; each function is compiled once for either choice. Outside any `with` the environment
     variable `FGRAD_WINOGRAD` decides (`0`: not allowed), else it is allowed. float64 and eager execution never use it.
+
+    Raises:
+        FgradTypeError: `allowed` is not a bool.
     """
-    token = _allowed.set(bool(allowed))
+    if not isinstance(allowed, bool):
+        raise FgradTypeError(message("winograd", f"allowed is {describe(allowed)}", "use True or False"))
+    token = _allowed.set(allowed)
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ from fgrad.codegen.target import TargetInfo
 
 _WAIT = 6_000.0  # cycles that threads lose where all wait for all
 _PIECE = 1_500.0  # and that handing out a piece costs
-_MEMBER = 400.0  # and each member, once a piece
+_MEMBER = 800.0  # and each member, once a piece
 _MUCH = 4e6  # cycles that are worth more than two threads
 _WINDOW = 48  # steps left behind before a chain is closed
 _BEFORE_BYTES = 1 << 18  # what is computed early is kept long

@@ -71,7 +71,8 @@ def _half_to_float(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
 def _float_to_half(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     half = like(value.type, _HALF)
     if _native_half():
-        return builder.fptrunc(value, half)
+        # Without the fence LLVM may see a double behind the float and convert that at once, by a C function that may not be there.
+        return builder.fptrunc(intrinsic(builder, "arithmetic.fence", value.type, [value]), half)
     bits = V(builder, value).bits()
     magnitude, sign = bits & 0x7FFFFFFF, bits.lshr(16) & 0x8000
     normal = (magnitude + ((magnitude.lshr(13) & 1) + (0xFFF - ((127 - 15) << 23)))).lshr(13)

@@ -7,6 +7,10 @@ python benchmarks/startup.py --json benchmarks/results/startup.json
 python benchmarks/overhead.py --json benchmarks/results/overhead.json
 python benchmarks/limits.py --json benchmarks/results/limits.json
 python benchmarks/profile_w3.py --json benchmarks/results/profile_w3.json
+python benchmarks/products.py --json benchmarks/results/products.json
+python benchmarks/contraction.py --json benchmarks/results/contraction.json
+python benchmarks/operations.py --json benchmarks/results/operations.json
+python benchmarks/overhead.py --json benchmarks/results/overhead.json
 python benchmarks/report.py
 """
 
@@ -21,6 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import report_operations  # noqa: E402
 from limits import tables as limit_tables  # noqa: E402
 from timing import table  # noqa: E402
 
@@ -190,6 +195,19 @@ def overhead() -> str:
     return f"{text}{table(load('overhead')[1], headings)}\n"
 
 
+def operations() -> str:
+    """Single operations, as far as their benchmarks have left results."""
+    makers = {
+        "products": report_operations.products,
+        "contraction": report_operations.contractions,
+        "operations": report_operations.operations,
+    }
+    found = [
+        make(load(name)[1]) for name, make in makers.items() if (HERE / "results" / f"{name}.json").exists()
+    ]
+    return "\nSingle operations:\n\n" + "\n\n".join(found) + "\n" if found else ""
+
+
 def limits() -> str:
     """What the machine can do at best, if `limits.py` has left it."""
     found = HERE / "results" / "limits.json"
@@ -234,7 +252,7 @@ starting up in a new process (`benchmarks/startup.py`):
 {eager()}
 
 {startup()}
-{overhead()}{limits()}
+{overhead()}{operations()}{limits()}
 {END}"""
     readme = HERE.parent / "README.md"
     old = readme.read_text()

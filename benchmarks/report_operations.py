@@ -50,7 +50,7 @@ def contractions(rows: Rows) -> str:
     """One thread: the convolutions of the workloads in each direction, and their products."""
     judged = []
     for r in rows:
-        convolution = r["name"].rsplit(" ", 1)[-1] in (
+        convolution = r["name"].endswith((" forward", " gradient"))
             "forward",
             "input",
             "weight",

@@ -51,12 +51,6 @@ def contractions(rows: Rows) -> str:
     judged = []
     for r in rows:
         convolution = r["name"].endswith((" forward", " gradient"))
-            "forward",
-            "input",
-            "weight",
-            "input_grad",
-            "weight_grad",
-        )
         enough = r["of_peak"] >= 0.7 or (r["ratio"] or 0) >= 2 if convolution else (r["ratio"] or 0) >= 1
         shown = {"percent": f"{100 * r['of_peak']:.0f}", "numpy_gflops": _or_dash(r["numpy_gflops"])}
         judged.append(r | shown | {"met": enough, "torch_gflops": _or_dash(r["torch_gflops"])})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
@@ -24,6 +25,7 @@ from fgrad.control.call import call_like, trace_to_graph
 from fgrad.convert import as_array, weak_kind
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Type, Var
+from fgrad.memory import held_at_fork
 from fgrad.passes import compile_graph
 from fgrad.runtime.compiled import Compiled, kind_key, kind_of
 from fgrad.runtime.executable import Executable, compile_program
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from fgrad.runtime.lowered import Lowered
 
 F = Callable[..., Any]
-_compiling = threading.RLock()
+_compiling = held_at_fork(threading.RLock())
 _RECENT = 4  # written functions that a call tries before it looks for its program
 
 
@@ -129,13 +131,15 @@ class Jitted:
         key = (statics, structure, tuple([kind_key(x, self.call) for x in leaves]), allowed)
         found = self._programs.get(key)
         if found is None:
-            # Threads that come with the same new kind of arguments wait for the first: it is compiled once.
-            with self._locks.setdefault(key, threading.RLock()):
+            # Threads that come with the same new kind of arguments wait for the first: it is compiled once. (A forked
+            # child does not: the thread that was first may not be there.)
+            mine = os.getpid(), key
+            with self._locks.setdefault(mine, threading.RLock()):
                 found = self._programs.get(key)
                 if found is None:
                     found = self._compile(args, kwargs, dynamic, statics, leaves, structure)
                     self._programs[key] = found
-            self._locks.pop(key, None)
+            self._locks.pop(mine, None)
         fast = found.fast(dynamic[0], dynamic[1], leaves)
         if fast is not None:
             old = self._recent[allowed] if self._simple else self._recent_of.get((statics, allowed), ())

@@ -8,17 +8,34 @@ whether anything else looks at the output's bytes; those to the block tell wheth
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 
 ALIGN = 64
 HAS_REFCOUNTS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
+
+def held_at_fork(lock: Any) -> Any:
+    """`lock`, taken while the process forks: a child never finds it held by a thread that it does not have, nor what it guards half done.
+
+    Those made first are taken last, so a lock that is held while another is wanted must be made after that one.
+    """
+    if hasattr(os, "register_at_fork"):
+
+        def release() -> None:
+            lock.__exit__(None, None, None)
+
+        os.register_at_fork(before=lock.__enter__, after_in_parent=release, after_in_child=release)
+    return lock
+
+
 # Held while the memory of an array changes hands: when it is first looked at through NumPy, and when it is donated.
 # Re-entrant, since making an object may run the garbage collector, and that may run anything.
-ownership = threading.RLock()
+ownership = held_at_fork(threading.RLock())
 
 
 class Block(np.ndarray):

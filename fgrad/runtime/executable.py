@@ -27,7 +27,7 @@ from fgrad.codegen.pieces import worth_threads
 from fgrad.codegen.program import Buf, ForStep, HostStep, Program, SwitchStep
 from fgrad.codegen.target import TargetInfo, host
 from fgrad.errors import FgradIndexError, FgradValueError, message
-from fgrad.memory import data_pointer, new_block, view
+from fgrad.memory import data_pointer, held_at_fork, new_block, view
 from fgrad.passes.memory import peak_memory, plan_memory
 from fgrad.runtime import cache, options, threads
 from fgrad.runtime.autotune import Tuner
@@ -35,9 +35,8 @@ from fgrad.runtime.native import NativeCode, compile_module, load_object
 from fgrad.runtime.outputs import Pool, group_outputs
 
 _loaded: weakref.WeakValueDictionary[str, NativeCode] = weakref.WeakValueDictionary()
-_compile_lock = (
-    threading.RLock()
-)  # one compilation at a time: Numba has a lock of its own around all of its work
+# One compilation at a time: Numba has a lock of its own around all of its work.
+_compile_lock = held_at_fork(threading.RLock())
 _numbers = itertools.count()
 
 

@@ -19,8 +19,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from fgrad.memory import held_at_fork
+
 _PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-_lock = threading.Lock()  # llvmlite's engines are not to be made by two threads at once
+_lock = held_at_fork(threading.Lock())  # llvmlite's engines are not to be made by two threads at once
 
 
 class NativeCode:

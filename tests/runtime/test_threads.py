@@ -245,6 +245,37 @@ print(bool(threads._words[0]))
     assert run(code)[0] == "True"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_fork_while_another_thread_compiles():
+    code = (
+        PROGRAM
+        + """
+import os, signal, threading, time
+stop = []
+def compile_on():
+    while not stop:
+        fgrad.jit(lambda a: fnp.sin(a) * len(stop))(x[0])
+import fgrad.numpy as fnp
+expected = value()
+thread = threading.Thread(target=compile_on)
+thread.start()
+codes = []
+for n in range(4):
+    time.sleep(0.02 * n)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        same = value() == expected and float(fgrad.jit(lambda a: a + n)(1.0)) == 1 + n
+        os._exit(0 if same else 1)
+    codes.append(os.waitpid(child, 0)[1])
+stop.append(1)
+thread.join()
+print(codes)
+"""
+    )
+    assert run(code, FGRAD_CACHE="0")[0] == "[0, 0, 0, 0]"
+
+
 def test_warm_start_has_threads_but_not_numba(tmp_path):
     code = PROGRAM + "print(json.dumps([value(), 'numba' in sys.modules, bool(threads._words[0])]))"
     cold = json.loads(run(code, FGRAD_CACHE_DIR=str(tmp_path))[0])

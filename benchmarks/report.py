@@ -4,7 +4,6 @@ python benchmarks/peers.py --json benchmarks/results/cpu.json
 python benchmarks/epochs.py --json benchmarks/results/epochs.json
 python benchmarks/fused_vs_eager.py --json benchmarks/results/fused_vs_eager.json
 python benchmarks/startup.py --json benchmarks/results/startup.json
-python benchmarks/overhead.py --json benchmarks/results/overhead.json
 python benchmarks/limits.py --json benchmarks/results/limits.json
 python benchmarks/profile_w3.py --json benchmarks/results/profile_w3.json
 python benchmarks/products.py --json benchmarks/results/products.json
@@ -16,6 +15,7 @@ python benchmarks/report.py
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -230,6 +230,9 @@ def between(text: str, marks: tuple[str, str], new: str) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     machine, _ = load("cpu")
     text = f"""{BEGIN}
 

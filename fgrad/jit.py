@@ -367,6 +367,9 @@ def jit(
             processes find them. Results agree up to rounding. None: as the environment variable `FGRAD_AUTOTUNE` says, which also
             counts for jitted functions differentiated outside `jit`; not without it.
 
+    An argument that `f` returns unchanged is handed back as it is (the same array, if it is one of fgrad's), so donating the result of such
+    a call donates the argument too.
+
     Usable as `@jit`, `@jit(donate=0)` or `jit(f)`. `jit(f).lower(*args)` shows what is compiled.
     """
 

@@ -88,7 +88,7 @@ def operations(rows: Rows) -> str:
         "gbs": "GB/s",
         "copy": "% of a copy",
     }
-    functions = [r for r in judged if r["operation"] in FUNCTIONS and r["kind"] == "forward"]
+    functions = [r for r in judged if r["operation"].split(",")[0] in FUNCTIONS and r["kind"] == "forward"]
     rest = [r for r in judged if r["operation"].startswith(AT_MEMORY_SPEED)]
     text = "\n\n".join(
         [

@@ -67,7 +67,10 @@ def main() -> None:
         text = found.text(lowest=0.01, rich=False)
         everything = {"machine": machine(), "text": text, "profile": found.to_dict()}
         Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(everything, indent=1) + "\n")
+        text = json.dumps(everything, indent=1).replace(
+            f"{Path(__file__).resolve().parents[1]}/", ""
+        )  # not where it was run
+        Path(options.json).write_text(text + "\n")
         print(f"written to {options.json}")
 
 

@@ -5,10 +5,10 @@
 
 `match` decides whether a kernel can be one: a nest of loops over all of the product's elements that does nothing but store, reads the
 product only at the element that it stores, and addresses all else by a linear function of the contraction's dimensions (a bias,
-a residual, the optimizer's moments). `attach` joins the two steps where the cost model does not object; `Sink` prints the
+a residual, the optimizer's moments). `attach_epilogues` joins the two steps where the cost model does not object; `Sink` prints the
 stores. Everything is stored at the product's own place in its layout.
 
-To let more kernels in, extend `match` (what is recognised) and `Sink.value` (how it is printed, for scalars and vectors alike).
+To let more kernels in, extend `match` (what is recognised) and `Sink.store` (how it is printed, for scalars and vectors alike).
 """
 
 from __future__ import annotations
@@ -134,15 +134,15 @@ def _linear(
     return Operand(dtype, tuple(axes), const)
 
 
-def _printable(e: Expr, kernel: Kernel, dtype: np.dtype, known: set[int]) -> bool:
-    """Whether `Sink.value` can print an expression."""
+def _printable(e: Expr, dtype: np.dtype, known: set[int]) -> bool:
+    """Whether `Sink.store` can print an expression."""
     if id(e) in known:
         return True
     if isinstance(e, Load):
         good = e.mask is None and e.dtype == dtype
     elif isinstance(e, Op):
         good = scalar.supports(e.name, [a.dtype for a in e.args], e.dtype) and e.name not in _CALLS
-        good = good and all(_printable(a, kernel, dtype, known) for a in e.args)
+        good = good and all(_printable(a, dtype, known) for a in e.args)
     else:
         good = isinstance(e, Const)
     if good:
@@ -182,7 +182,7 @@ def match(spec: Contraction, product: Buf, step: KernelStep) -> Epilogue | None:
         return None
 
     known: set[int] = set()
-    if not all(_printable(s.value, kernel, out.dtype, known) for s in stores):
+    if not all(_printable(s.value, out.dtype, known) for s in stores):
         return None
     where: dict[Buffer, Expr] = {}
     for s in stores:

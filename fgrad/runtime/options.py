@@ -9,10 +9,20 @@ from contextvars import ContextVar
 
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 
-_allowed: ContextVar[bool] = ContextVar(
-    "fgrad.winograd", default=os.environ.get("FGRAD_WINOGRAD", "1") not in ("0", "off", "no", "false")
-)
-_YES, _NO = ("1", "on", "yes", "true"), ("", "0", "off", "no", "false")
+_YES, _NO = ("1", "on", "yes", "true"), ("0", "off", "no", "false")
+
+
+def _variable(name: str, default: bool, meaning: str) -> bool:
+    """What an environment variable says; unset or empty, the default. FgradValueError if it is neither yes nor no."""
+    value = os.environ.get(name, "").strip().lower()
+    if value not in ("", *_YES, *_NO):
+        text = f"the environment variable {name} is {value!r}"
+        raise FgradValueError(message("jit", text, f"set it to 1 ({meaning}) or 0"))
+    return value in _YES if value else default
+
+
+_outside: bool = _variable("FGRAD_WINOGRAD", True, "allow Winograd's convolution")
+_allowed: ContextVar[bool] = ContextVar("fgrad.winograd", default=_outside)
 
 
 def autotune_wanted(given: bool | None) -> bool:
@@ -21,13 +31,7 @@ def autotune_wanted(given: bool | None) -> bool:
     Raises:
         FgradValueError: the variable is neither yes nor no.
     """
-    if given is not None:
-        return given
-    value = os.environ.get("FGRAD_AUTOTUNE", "").strip().lower()
-    if value not in _YES + _NO:
-        text = f"the environment variable FGRAD_AUTOTUNE is {value!r}"
-        raise FgradValueError(message("jit", text, "set it to 1 (measure plans) or 0"))
-    return value in _YES
+    return _variable("FGRAD_AUTOTUNE", False, "measure plans") if given is None else given
 
 
 winograd_allowed = _allowed.get

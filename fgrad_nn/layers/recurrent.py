@@ -45,6 +45,9 @@ class _Recurrent(Module):
             self,
             f"dropout must be a probability below 1, got {self.dropout!r}",
         )
+        for name in ("bidirectional", "batch_first"):
+            value = getattr(self, name)
+            required(isinstance(value, bool), self, f"{name} must be True or False, got {value!r}")
 
     # ---------------------------------------------------------------------------------------- params
 

@@ -79,7 +79,7 @@ def test_strips_hold_each_pair_that_exists_once(places, taps, size, parts, coefs
 
 def gradients(case):
     """Outputs and operands of the three contractions of a case, by PyTorch in float64."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     x_shape, w_shape, strides, padding, dilation, groups = case
     y_shape, *specs = conv_specs(case, np.float32)
     x, w, g = random(x_shape, np.float32, 8), random(w_shape, np.float32, 9), random(y_shape, np.float32, 10)
@@ -211,7 +211,7 @@ def steps_of(f, *xs):
 def test_epilogues_see_every_sum_once(samples):
     """Bias and residual after a convolution, and a derivative's factor after the gradient of a strided one (which has
     elements that no tap meets)."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     x, w = random((samples, 32, 16, 16), np.float32, 1), random((64, 32, 3, 3), np.float32, 2)
     b, r = random((64,), np.float32, 3), random((samples, 64, 8, 8), np.float32, 4)
     v, g = random((64, 32, 1, 1), np.float32, 5), random((samples, 64, 8, 8), np.float32, 6)

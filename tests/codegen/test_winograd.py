@@ -30,7 +30,7 @@ from fgrad.codegen.winograd_matrices import transforms
 from fgrad.runtime import threads
 from tests.codegen.test_contraction import fenced, guarded
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 
 KINDS = ("forward", "input gradient", "weight gradient")
 # What `fgrad.winograd` promises: root-mean-square and largest error, each relative to the root mean square of the result.

@@ -126,10 +126,16 @@ def test_wrong_input_says_what_to_do(name):
     assert fix in str(info.value) and "test_recurrent.py" in str(info.value)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: nn.LSTM(0, 3), lambda: nn.RNN(2, 3, nonlinearity="gelu"), lambda: nn.GRU(2, 3, dropout=1.0)],
-)
-def test_wrong_options(make):
-    with pytest.raises(FgradError):
-        make()
+WRONG = {
+    "hidden_size must be a positive int": lambda: nn.LSTM(2, 0),
+    "nonlinearity must be 'tanh' or 'relu'": lambda: nn.RNN(2, 3, nonlinearity="gelu"),
+    "dropout must be a probability below 1": lambda: nn.GRU(2, 3, dropout=1.0),
+    "bidirectional must be True or False, got 'yes'": lambda: nn.LSTM(2, 3, bidirectional="yes"),
+    "batch_first must be True or False, got 1": lambda: nn.GRU(2, 3, batch_first=1),
+}
+
+
+@pytest.mark.parametrize("problem", WRONG)
+def test_wrong_options(problem):
+    with pytest.raises(FgradError, match=problem):
+        WRONG[problem]()

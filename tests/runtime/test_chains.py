@@ -114,8 +114,7 @@ def test_same_bits_for_any_number_of_threads_and_right(name):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * max(1.0, np.abs(a).max()))
 
 
-def test_lenet_as_pytorch_has_it():
-    torch = pytest.importorskip("torch")
+def test_lenet_as_pytorch_has_it(torch):
     f, args = CASES["lenet, batch 24"]
     threads.set_num_threads(2)
     value, gradients = fgrad.jit(f)(*args)

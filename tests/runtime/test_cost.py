@@ -57,8 +57,7 @@ def test_batched_product_and_broadcast_operand():
         ((2, 8, 9, 9), (8, 4, 3, 3), (1, 1), ((1, 1), (1, 1)), 2),
     ],
 )
-def test_convolution_and_its_gradients_against_pytorch(x, w, strides, padding, groups):
-    torch = pytest.importorskip("torch")
+def test_convolution_and_its_gradients_against_pytorch(torch, x, w, strides, padding, groups):
     from torch.utils.flop_counter import FlopCounterMode
 
     def loss(x, w):
@@ -105,8 +104,7 @@ def lenet(p, x):
     return fnp.sum((x @ p["fc3"].T) ** 2)
 
 
-def test_lenet_step_against_hand_count_and_pytorch():
-    torch = pytest.importorskip("torch")
+def test_lenet_step_against_hand_count_and_pytorch(torch):
     from torch.utils.flop_counter import FlopCounterMode
 
     n = 4

@@ -125,7 +125,7 @@ def test_json_and_plain_table(batch, tmp_path, monkeypatch):
     shown = [r for r in found.rows if r.share >= 0.005]
     assert f"{max(shown, key=lambda r: r.seconds).what}" in lines[3]  # the longest first
     monkeypatch.undo()
-    pytest.importorskip("rich")
+    pytest.importorskip("rich", reason="draws with rich, which is not installed")
     assert drawn != plain and "conv" in drawn
 
 

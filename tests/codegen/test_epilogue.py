@@ -31,9 +31,7 @@ def relu_layer(np_, x, w, b):
     return np_.maximum(x @ w + b, 0)
 
 
-def torch_conv(x, w, b, padding):
-    import torch
-
+def torch_conv(torch, x, w, b, padding):
     x, w, b = (torch.from_numpy(v) for v in (x, w, b))
     return torch.nn.functional.conv2d(x, w, b, padding=padding).relu().numpy()
 
@@ -68,7 +66,7 @@ def test_dense_layer(dtype, transposed):
     "shape",
     [(4, 3, 16, 16, 6, 5, 0), (2, 16, 9, 9, 32, 3, 1), (1, 1, 28, 28, 32, 3, 0), (3, 8, 7, 5, 5, 1, 0)],
 )
-def test_convolution_with_bias_per_channel(shape):
+def test_convolution_with_bias_per_channel(torch, shape):
     n, c, h, width, o, k, padding = shape
     x, w, b = tensor(n, c, h, width), tensor(o, c, k, k, seed=1), tensor(o, seed=2)
 
@@ -76,7 +74,9 @@ def test_convolution_with_bias_per_channel(shape):
         return fnp.maximum(lax.conv(x, w, padding=padding) + b[:, None, None], 0)
 
     assert len(epilogues(layer, x, w, b)) == 1
-    np.testing.assert_allclose(fgrad.jit(layer)(x, w, b), torch_conv(x, w, b, padding), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        fgrad.jit(layer)(x, w, b), torch_conv(torch, x, w, b, padding), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_batched_product_with_an_argument_for_each_batch():

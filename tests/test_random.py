@@ -139,7 +139,9 @@ def test_shapes_live(jax, shape):
 @pytest.mark.parametrize("low, high", [(0, 1), (-1, 1), (2.1, 9.7), (-0.3, 0.7), (5.0, 5.0)])
 def test_uniform_live(jax, dtype, low, high):
     ours = random.uniform(random.key(5), (20000,), dtype, low, high)
-    theirs = jax.random.uniform(jax.random.PRNGKey(5), (20000,), dtype, low, high)
+    # On processors with float16 arithmetic XLA rounds once after a product and a sum; elsewhere after each, as operation by operation.
+    with jax.disable_jit(dtype == "float16"):
+        theirs = jax.random.uniform(jax.random.PRNGKey(5), (20000,), dtype, low, high)
     assert str(ours.dtype) == dtype
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 

@@ -208,10 +208,9 @@ def steps_of(f, *xs):
 
 
 @pytest.mark.parametrize("samples", [4, 16])
-def test_epilogues_see_every_sum_once(samples):
+def test_epilogues_see_every_sum_once(torch, samples):
     """Bias and residual after a convolution, and a derivative's factor after the gradient of a strided one (which has
     elements that no tap meets)."""
-    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     x, w = random((samples, 32, 16, 16), np.float32, 1), random((64, 32, 3, 3), np.float32, 2)
     b, r = random((64,), np.float32, 3), random((samples, 64, 8, 8), np.float32, 4)
     v, g = random((64, 32, 1, 1), np.float32, 5), random((samples, 64, 8, 8), np.float32, 6)

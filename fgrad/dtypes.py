@@ -23,10 +23,10 @@ bool_ = np.dtype("bool")
 complex64, complex128 = np.dtype("complex64"), np.dtype("complex128")
 
 default_float, default_int = float32, int64
-FLOATS = frozenset({bfloat16, float16, float32, float64})
-COMPLEX = frozenset({complex64, complex128})
-INTS = frozenset({int8, int16, int32, int64, uint8, uint16, uint32, uint64})
-ALL = FLOATS | COMPLEX | INTS | {bool_}
+FLOATS: frozenset[np.dtype] = frozenset({bfloat16, float16, float32, float64})
+COMPLEX: frozenset[np.dtype] = frozenset({complex64, complex128})
+INTS: frozenset[np.dtype] = frozenset({int8, int16, int32, int64, uint8, uint16, uint32, uint64})
+ALL: frozenset[np.dtype] = FLOATS | COMPLEX | INTS | {bool_}
 
 
 def is_float(dtype: np.dtype) -> bool:

@@ -23,6 +23,7 @@ from fgrad.codegen import loops
 from fgrad.codegen.loops import (
     Acc,
     Affine,
+    Buffer,
     Check,
     Const,
     Expr,
@@ -109,6 +110,13 @@ class Printer:
     def const(self, value: Any, dtype: np.dtype) -> str:
         return literal(value, dtype)
 
+    def load(self, buffer: Buffer, index: str) -> str:
+        return f"{buffer.name}[{index}]"
+
+    def stored(self, value: str, dtype: np.dtype) -> str:
+        """A value as it is put into memory."""
+        return value
+
     def loop_head(self, loop: Loop, depth: int) -> str:
         return f"for {self.var(loop.var)} in range({loop.var.extent}):" + (
             f"  # {loop.kind}" if loop.kind != "seq" else ""
@@ -182,7 +190,7 @@ class Printer:
 
     def _compound(self, e: Expr, scope: dict[int, tuple[str, Expr]], pad: str) -> tuple[str, int]:
         if isinstance(e, Load):
-            text = f"{e.buffer.name}[{self.index(e.index, scope, pad)}]"
+            text = self.load(e.buffer, self.index(e.index, scope, pad))
             if e.mask is None:
                 return text, 1
             assert e.other is not None
@@ -214,10 +222,12 @@ class Printer:
                 )
             elif isinstance(s, Store):
                 value = self.expr(s.value, scope, pad)[0]
-                target = f"{s.buffer.name}[{self.index(s.index, scope, pad)}]"
-                stored = value if s.op is None else self.fold(s.op, target, value, s.buffer.dtype)
+                index = self.index(s.index, scope, pad)
+                if s.op is not None:
+                    value = self.fold(s.op, self.load(s.buffer, index), value, s.buffer.dtype)
                 guard = "" if s.mask is None else f"if {self.expr(s.mask, scope, pad)[0]}: "
-                self.lines.append(f"{pad}{guard}{target} = {stored}")
+                stored = self.stored(value, s.buffer.dtype)
+                self.lines.append(f"{pad}{guard}{s.buffer.name}[{index}] = {stored}")
             elif isinstance(s, Check):
                 self.lines.extend(self.check(s, self.expr(s.ok, scope, pad)[0], pad))
             self._forget(scope, [s])

@@ -39,12 +39,13 @@ def optimize(graph: Graph) -> Graph:
     return graph
 
 
-def compile_graph(graph: Graph, donated: Mapping[int, int] | None = None) -> Program:
+def compile_graph(graph: Graph, donated: Mapping[int, int] | None = None, target: str = "cpu") -> Program:
     """The fused program of a graph. Its inputs and outputs are those of the graph, in order, unused inputs included.
 
     donated  `{i: j}`: the bytes of input i may be used for output j. A wish: kept in `Program.donated`.
+    target   "cpu" or "cuda": what the loop nests are shaped for; both mean the same.
     """
-    return lower(optimize(graph), dict(donated or {}))
+    return lower(optimize(graph), dict(donated or {}), target)
 
 
 __all__ = ["GRAPH_PASSES", "compile_graph", "optimize"]

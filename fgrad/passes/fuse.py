@@ -26,9 +26,9 @@ RULES: dict[str, Rule] = {
 }
 
 
-def lower(graph: Graph, donated: dict[int, int]) -> Program:
+def lower(graph: Graph, donated: dict[int, int], target: str = "cpu") -> Program:
     """The program of an optimized graph."""
-    shared = Shared(RULES, schedule)
+    shared = Shared(RULES, schedule, target=target)
     name = shared.namer
     inputs = tuple(Buf(name(v), v.type.shape, v.type.dtype, "input") for v in graph.inputs)
     for eqn in graph.eqns:

@@ -181,7 +181,8 @@ def scan(low: Lowering, eqn: Eqn) -> None:
     p = eqn.params
     n_consts, n_carry, length = p["consts"], p["carry"], p["length"]
     outs = [low.buf_for(v) for v in eqn.outputs]
-    parts = choose_parts(p["body"], n_consts, n_carry, length)
+    # On a GPU the threads of a launch share the batch, and loops in parts would be as many more launches.
+    parts = choose_parts(p["body"], n_consts, n_carry, length) if low.shared.target == "cpu" else None
     if parts is not None:
         rows, count = parts
         cut = cut_rows(p["body"], n_consts, n_carry, rows, rows // count)

@@ -2,7 +2,7 @@
 
 max_pool:  best = x[w0]; for w in the rest of the window (unrolled): best = select(x[w] > best, x[w], best)
 pool_put:  where windows do not overlap, x's gradient at p asks the one window that covers p whether it chose p;
-           otherwise zeros, and a sequential loop that adds
+           otherwise zeros, and a sequential loop that adds; on a GPU, p asks all windows over it, in their order
 """
 
 from __future__ import annotations
@@ -166,12 +166,46 @@ def _covering_window(
     return where, b.ravel(taps, eqn.params["window"]), ok
 
 
-def _gradient_splits(eqn: Eqn, shape: Sequence[int]) -> Any:
-    """Iterate (window, tap), what no window covers apart, so that no division is left."""
+def _gradient_splits(low: Lowering, eqn: Eqn, shape: Sequence[int]) -> Any:
+    """Iterate (window, tap), what no window covers apart, so that no division is left. (A GPU's threads rather divide than
+    store with a stride.)"""
+    if low.shared.target == "cuda":
+        return None
     splits: list[tuple[int, ...]] = [(shape[0],), (shape[1],)]
     for n, s, (lo, _) in zip(shape[2:], eqn.params["strides"], eqn.params["padding"], strict=True):
         splits.append((n // s, s) if s > 1 and lo == 0 and n > s else (n,))
     return tuple(splits)
+
+
+def _sum_of_windows(low: Lowering, eqn: Eqn, inputs: Sequence[Lazy], value: Any) -> None:
+    """The gradient of windows that overlap, for each input position by itself: `value(idx, where, tap, ok)` of each window over
+    it, summed in the order of the windows."""
+    b, p = low.b, eqn.params
+    g = inputs[0]
+    counts = [-(-w // s) for w, s in zip(p["window"], p["strides"], strict=True)]
+
+    def at(idx: tuple[Expr, ...], mask: Any) -> Expr:
+        total: Expr | None = None
+        for back in itertools.product(*(reversed(range(c)) for c in counts)):
+            ok = b.const(True, dtypes.bool_)
+            where: list[Expr] = []
+            taps: list[Expr] = []
+            for i, k, s, w, (lo, _), n in zip(
+                idx[2:], back, p["strides"], p["window"], p["padding"], g.shape[2:], strict=True
+            ):
+                o = b.add(b.div(b.add(i, lo), s), -k)
+                tap = b.add(i, lo, b.scale(o, -s))
+                inside = b.op("bitwise_and", b.within(tap, 0, w), b.within(o, 0, n))
+                ok = b.op("bitwise_and", ok, inside)
+                where.append(o)
+                taps.append(tap)
+            inner = b.both(mask, ok)
+            found = value((*idx[:2], *where), b.ravel(taps, p["window"]), ok, inner)
+            total = found if total is None else b.op("add", total, found)
+        assert total is not None
+        return total
+
+    low.lazy(eqn, 0, inputs, at)
 
 
 def pool_put(low: Lowering, eqn: Eqn) -> None:
@@ -189,7 +223,16 @@ def pool_put(low: Lowering, eqn: Eqn) -> None:
             hit = b.op("bitwise_and", ok, b.op("eq", chosen, b.op("cast", tap, dtype=dtypes.int32)))
             return b.op("select", hit, g.at((*idx[:2], *where), inner), b.const(0, g.dtype))
 
-        return low.lazy(eqn, 0, (g, offset), at, _gradient_splits(eqn, shape))
+        return low.lazy(eqn, 0, (g, offset), at, _gradient_splits(low, eqn, shape))
+
+    if low.shared.target == "cuda":
+
+        def chosen_by(where: tuple[Expr, ...], tap: Expr, ok: Expr, inner: Any) -> Expr:
+            is_it = b.op("eq", offset.at(where, inner), b.op("cast", tap, dtype=dtypes.int32))
+            hit = b.op("bitwise_and", ok, is_it)
+            return b.op("select", hit, g.at(where, inner), b.const(0, g.dtype))
+
+        return _sum_of_windows(low, eqn, (g, offset), chosen_by)
 
     def stores(idx: list[Expr], target: Any) -> list[Stmt]:
         chosen = b.op("cast", offset.at(idx), dtype=dtypes.int64)
@@ -219,7 +262,14 @@ def sum_pool_grad(low: Lowering, eqn: Eqn) -> None:
             where, _, ok = _covering_window(low, eqn, idx[2:], g.shape[2:])
             return b.op("select", ok, g.at((*idx[:2], *where), b.both(mask, ok)), b.const(0, g.dtype))
 
-        return low.lazy(eqn, 0, (g,), at, _gradient_splits(eqn, shape))
+        return low.lazy(eqn, 0, (g,), at, _gradient_splits(low, eqn, shape))
+
+    if low.shared.target == "cuda":
+
+        def whole(where: tuple[Expr, ...], tap: Expr, ok: Expr, inner: Any) -> Expr:
+            return b.op("select", ok, g.at(where, inner), b.const(0, g.dtype))
+
+        return _sum_of_windows(low, eqn, (g,), whole)
 
     def stores(idx: list[Expr], target: Any) -> list[Stmt]:
         out: list[Stmt] = []

@@ -73,7 +73,7 @@ def reduce(low: Lowering, eqn: Eqn) -> None:
     start = low.b.const(identity(op, x.dtype), x.dtype)
     if not reduced:
         low.items.append(Stage(tuple(kept), len(kept), [(plain(out), out_index, value)], eqns=eqns))
-    elif _is_column(value, kept, reduced):
+    elif low.shared.target == "cpu" and _is_column(value, kept, reduced):
         stage = Stage(
             (*kept, *reduced), len(kept), [(plain(out), out_index, value)], column=(op, start), eqns=eqns
         )

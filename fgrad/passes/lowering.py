@@ -101,6 +101,7 @@ class Shared:
     buffers: dict[Buf, Buffer] = field(default_factory=dict)
     bufs: dict[Buffer, Buf] = field(default_factory=dict)
     kernel_names: dict[str, int] = field(default_factory=dict)
+    target: str = "cpu"  # or "cuda", whose threads want other loops than a processor's caches
 
     def name(self) -> str:
         """A name that no variable has."""

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fgrad.codegen.cuda.launch import LaunchStep
 from fgrad.codegen.program import (
     Block,
     Buf,
@@ -61,7 +62,9 @@ class Liveness:
     steps: list[Step | None] = field(default_factory=list)
     chains: list[tuple[int, int, ChainStep]] = field(default_factory=list)
     touched_by: dict[Buf, set[ChainStep | None]] = field(default_factory=dict)  # None: by a step in no chain
-    pairs: dict[int, tuple[tuple[KernelStep | ContractStep, Buf, Buf], ...]] = field(default_factory=dict)
+    pairs: dict[int, tuple[tuple[KernelStep | ContractStep | LaunchStep, Buf, Buf], ...]] = field(
+        default_factory=dict
+    )
 
 
 class _Recorder:
@@ -90,7 +93,7 @@ class _Recorder:
             elif isinstance(step, ChainStep):
                 self.chain(step)
             else:
-                if isinstance(step, (KernelStep, ContractStep)) and step.in_place:
+                if isinstance(step, (KernelStep, ContractStep, LaunchStep)) and step.in_place:
                     self.live.pairs[len(self.live.steps)] = tuple((step, w, r) for w, r in step.in_place)
                 self.touch(step, step.reads, step.writes)
 
@@ -260,9 +263,9 @@ def _together(live: Liveness, life: Lifetime) -> Lifetime:
     return Lifetime(start, end)
 
 
-def _may_share(step: KernelStep | ContractStep, written: Buf, read: Buf) -> bool:
+def _may_share(step: KernelStep | ContractStep | LaunchStep, written: Buf, read: Buf) -> bool:
     """Whole buffers of the same number of equally wide elements, each bound to one parameter of the kernel."""
-    args = step.args if isinstance(step, KernelStep) else (*step.reads, *step.writes)
+    args = (*step.reads, *step.writes) if isinstance(step, ContractStep) else step.args
     return (
         written.nbytes == written.root.nbytes == read.nbytes == read.root.nbytes
         and written.dtype.itemsize == read.dtype.itemsize

@@ -1,4 +1,4 @@
-"""fgrad: pure functions of arrays, traced to graphs, transformed, and compiled for the CPU.
+"""fgrad: pure functions of arrays, traced to graphs, transformed, and compiled for CPUs and NVIDIA GPUs.
 
 import fgrad
 import fgrad.numpy as fnp
@@ -12,6 +12,7 @@ step = fgrad.jit(fgrad.value_and_grad(loss))
 from fgrad import errors, lax, numpy, random, special, tree
 from fgrad.api import (
     Array,
+    FgradDeviceError,
     FgradError,
     FgradIndexError,
     FgradTypeError,
@@ -26,7 +27,12 @@ from fgrad.api import (
     cond,
     custom_jvp,
     custom_vjp,
+    default_device,
+    device_get,
+    device_put,
+    devices,
     fori_loop,
+    from_cuda,
     grad,
     hessian,
     jacfwd,
@@ -49,13 +55,14 @@ from fgrad.api import (
     while_loop,
 )
 from fgrad.dtypes import bfloat16
-from fgrad.runtime.options import winograd
+from fgrad.runtime.options import host_ops, matmul_precision, winograd
 from fgrad.runtime.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Array",
+    "FgradDeviceError",
     "FgradError",
     "FgradIndexError",
     "FgradTypeError",
@@ -70,10 +77,16 @@ __all__ = [
     "cond",
     "custom_jvp",
     "custom_vjp",
+    "default_device",
+    "device_get",
+    "device_put",
+    "devices",
     "fori_loop",
+    "from_cuda",
     "get_num_threads",
     "grad",
     "hessian",
+    "host_ops",
     "jacfwd",
     "jacrev",
     "jit",
@@ -82,6 +95,7 @@ __all__ = [
     "linearize",
     "make_graph",
     "map",
+    "matmul_precision",
     "named_scope",
     "numba_op",
     "profile",

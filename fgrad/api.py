@@ -25,12 +25,23 @@ from fgrad.control.loops import fori_loop, while_loop
 from fgrad.control.scan import map_ as map  # the field's name for it
 from fgrad.control.scan import scan
 from fgrad.convert import as_array
-from fgrad.errors import FgradError, FgradIndexError, FgradTypeError, FgradValueError, GraphError, TracerError
+from fgrad.device import DeviceArray
+from fgrad.devices import default_device, device_get, device_put, devices, from_cuda
+from fgrad.errors import (
+    FgradDeviceError,
+    FgradError,
+    FgradIndexError,
+    FgradTypeError,
+    FgradValueError,
+    GraphError,
+    TracerError,
+)
 from fgrad.ir import Graph, check
 from fgrad.jit import Jitted, jit, make_graph
 from fgrad.numba_op import ShapeDtype, numba_op
 from fgrad.ops import elementwise
 from fgrad.trace import named_scope as _named_scope
+from fgrad.tree import leaves as _tree_leaves
 from fgrad.tree import map as _tree_map
 from fgrad.vectorize import vmap
 
@@ -73,12 +84,16 @@ def profile(
 
 
 def block_until_ready(x: Any) -> Any:
-    """`x`. CPU computation is synchronous; here for code written for asynchronous devices."""
+    """`x`, once all of its arrays have been computed: work on a GPU is queued and done later. Errors found there are raised here."""
+    seen = {leaf.backend.name: leaf.backend for leaf in _tree_leaves(x) if isinstance(leaf, DeviceArray)}
+    for backend in seen.values():
+        backend.wait()
     return x
 
 
 __all__ = [
     "Array",
+    "FgradDeviceError",
     "FgradError",
     "FgradIndexError",
     "FgradTypeError",
@@ -93,7 +108,12 @@ __all__ = [
     "cond",
     "custom_jvp",
     "custom_vjp",
+    "default_device",
+    "device_get",
+    "device_put",
+    "devices",
     "fori_loop",
+    "from_cuda",
     "grad",
     "hessian",
     "jacfwd",

@@ -131,7 +131,7 @@ class _Elsewhere:
 # What users of PyTorch type, and what it is called here.
 _FROM_FUNCTIONS = "gradients come from functions: fgrad.grad(loss)(params)"
 _NO_FLAG = "grad differentiates its arguments (argnums says which); arrays carry no flag"
-_NO_DEVICES = "there are no devices to move to"
+_DEVICES = "fgrad.device_put(x, 'cuda') and fgrad.device_get(x)"
 _IMMUTABLE = "arrays are immutable: use the operation that returns a new one, or x = x.at[index].set(value)"
 _ELSEWHERE = {
     "backward": _FROM_FUNCTIONS,
@@ -139,15 +139,15 @@ _ELSEWHERE = {
     "requires_grad": _NO_FLAG,
     "requires_grad_": _NO_FLAG,
     "detach": "fgrad.stop_gradient(x)",
-    "numpy": "np.asarray(x)",
+    "numpy": "np.asarray(x), or np.asarray(fgrad.device_get(x)) where x is on a GPU",
     "unsqueeze": "fgrad.numpy.expand_dims(x, axis), or x[:, None]",
     "permute": "x.transpose(axes)",
     "expand": "fgrad.numpy.broadcast_to(x, shape)",
     "float": "x.astype('float32')",
     "long": "x.astype('int64')",
-    "to": f"x.astype(dtype); {_NO_DEVICES}",
-    "cpu": "np.asarray(x)",
-    "cuda": _NO_DEVICES,
+    "to": f"x.astype(dtype), or {_DEVICES}",
+    "cpu": "fgrad.device_get(x)",
+    "cuda": "fgrad.device_put(x, 'cuda')",
     **dict.fromkeys(("add_", "sub_", "mul_", "div_", "zero_", "fill_", "copy_", "clamp_"), _IMMUTABLE),
 }
 for _name, _fix in _ELSEWHERE.items():
@@ -306,6 +306,12 @@ def wrap(data: np.ndarray) -> ConcreteArray:
     x._ptr = None
     x.type = type_of(data.shape, data.dtype)
     return x
+
+
+def one_element(call: str, x: Array, fix: str) -> None:
+    """Raise unless `x` has one element."""
+    if x.size != 1:
+        raise _not_one_element(call, x, fix)
 
 
 def _not_one_element(call: str, x: Array, fix: str) -> FgradError:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes, tree
-from fgrad.array import Array, concrete
+from fgrad.array import Array
 from fgrad.convert import as_array, weak_kind
+from fgrad.device import beside, constant, near, placing_on
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Type, Var, dce
 from fgrad.ops.builders import full, full_like
@@ -87,9 +88,11 @@ class _Derivation:
         captured = dict(zip(graph.inputs[n_old + n_new :], derived.captured, strict=True))
         self.residuals = {v: known[v] for v in needed if v in known} | captured
         self.graph = Graph(self.new_inputs, kept[::-1], graph.outputs, graph.name)
+        self.backend = near([*recorded.inputs, *recorded.outputs])
 
     def __call__(self, new: Sequence[Array]) -> list[Array]:
-        return evaluate(self.graph, new, self.residuals)
+        with placing_on(self.backend):
+            return evaluate(self.graph, new, self.residuals)
 
 
 def _check_differentiable(arrays: Sequence[Array], call: str) -> None:
@@ -169,7 +172,11 @@ def _pullback(rec: _Recorded) -> Callable[[Sequence[Array]], list[Array]]:
         results = []
         for x, on in zip(rec.inputs, active, strict=False):
             zero_dtype = x.dtype if on else dtypes.float32
-            results.append(next(found) if on and next(has) else full(x.shape, 0, zero_dtype))
+            if on and next(has):
+                results.append(next(found))
+                continue
+            with beside(x):
+                results.append(full(x.shape, 0, zero_dtype))
         return results
 
     return pull
@@ -220,7 +227,9 @@ def value_and_grad(f: F, argnums: int | Sequence[int] = 0, has_aux: bool = False
                     "reduce it with .sum() or .mean(); for several outputs use jacrev or vjp; for a value on the side has_aux=True",
                 )
             )
-        grads = tree.unflatten(rec.in_tree, _pullback(rec)([full_like(outs[0], 1)]))
+        with beside(*rec.inputs, *outs):
+            one = full_like(outs[0], 1)
+        grads = tree.unflatten(rec.in_tree, _pullback(rec)([one]))
         gradient = grads[0] if single else grads
         value = rec.out
         return ((value, rec.aux) if has_aux else value), gradient
@@ -289,7 +298,10 @@ def _pushforward(rec: _Recorded) -> Callable[[Sequence[Array]], list[Array]]:
                     )
                 given.append(as_array(t, "jvp", x.dtype))
         found = iter(derivation(given))
-        return [next(found) if on else full_like(o, 0) for o, on in zip(rec.outputs, out_mask, strict=True)]
+        with beside(*rec.inputs, *rec.outputs):
+            return [
+                next(found) if on else full_like(o, 0) for o, on in zip(rec.outputs, out_mask, strict=True)
+            ]
 
     return push
 
@@ -343,9 +355,10 @@ def linear_transpose(f: F, *primals: Any) -> F:
         structures.append(out_tree)
         return [as_array(x, "linear_transpose") for x in out_leaves]
 
-    traced = trace(
-        flat, [getattr(x, "type", None) or as_array(x).type for x in leaves], what="linear_transpose"
-    )
+    with beside(*leaves):
+        traced = trace(
+            flat, [getattr(x, "type", None) or as_array(x).type for x in leaves], what="linear_transpose"
+        )
     n = len(leaves)
     linear = [i < n for i in range(len(traced.graph.inputs))]
     _check_linear(traced.graph, linear)
@@ -356,10 +369,11 @@ def linear_transpose(f: F, *primals: Any) -> F:
         # inputs of the transposed graph: captured by the trace, cotangents, captured by the transpose rules
         found = iter(evaluate(derived.graph, [*traced.captured, *cts, *derived.captured]))
         types = traced.graph.in_types[:n]
-        return tree.unflatten(
-            in_tree,
-            [next(found) if on else full(t.shape, 0, t.dtype) for t, on in zip(types, mask, strict=True)],
-        )
+        with beside(*cts):
+            results = [
+                next(found) if on else full(t.shape, 0, t.dtype) for t, on in zip(types, mask, strict=True)
+            ]
+        return tree.unflatten(in_tree, results)
 
     return transposed
 
@@ -381,14 +395,15 @@ def _check_linear(graph: Graph, linear: Sequence[bool]) -> None:
 
 
 def _basis(like: Sequence[Array]) -> list[Array]:
-    """All unit vectors of the product space: leaf i has shape (total size, *its shape)."""
+    """All unit vectors of the product space: leaf i has shape (total size, *its shape); on the device of `like`."""
     total = sum(x.size for x in like)
     at = 0
     result: list[Array] = []
     for x in like:
         block = np.zeros((total, x.size), x.dtype)
         block[at : at + x.size] = np.eye(x.size, dtype=x.dtype)
-        result.append(concrete(block.reshape((total, *x.shape))))
+        with beside(*like):
+            result.append(constant(block.reshape((total, *x.shape))))
         at += x.size
     return result
 

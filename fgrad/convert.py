@@ -8,10 +8,13 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, concrete, is_scalar
-from fgrad.errors import FgradError, FgradTypeError, describe, message
+from fgrad.device import backend_of
+from fgrad.errors import FgradDeviceError, FgradError, FgradTypeError, TracerError, describe, message
 from fgrad.ops.elementwise import convert
 from fgrad.ops.structure import concatenate, reshape
 from fgrad.trace import Tracer
+
+_PROTOCOLS = ("__array__", "__dlpack__", "__cuda_array_interface__")
 
 
 def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Array:
@@ -25,7 +28,11 @@ def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Ar
     if isinstance(x, (list, tuple)) and _holds_array(x):
         from_parts = [as_array(v, call) for v in x]
         return _stack(from_parts, call, dtype)
-    if isinstance(x, (list, tuple)) or hasattr(x, "__array__") or hasattr(x, "__dlpack__"):
+    if isinstance(x, (list, tuple)) or any(hasattr(x, name) for name in _PROTOCOLS):
+        if on_gpu(x):
+            # Some libraries would copy it to the CPU without a word.
+            fix = "fgrad.from_cuda(x) shares its memory; a copy on the CPU is that library's to make"
+            raise FgradTypeError(message(call, f"{describe(x)} of {type(x).__module__} is on a GPU", fix))
         try:
             data = x if isinstance(x, (list, tuple)) else np.asarray(x)
             return concrete(data, dtype, call)
@@ -43,6 +50,17 @@ def as_array(x: Any, call: str = "asarray", dtype: np.dtype | None = None) -> Ar
         else "pass an array, a number or a list of numbers"
     )
     raise FgradTypeError(message(call, f"expected an array, got {describe(x)}", hint))
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether `x` is another library's array in the memory of a GPU."""
+    if hasattr(x, "__dlpack_device__"):
+        try:
+            # DLPack's numbers for CUDA and its managed memory
+            return int(x.__dlpack_device__()[0]) in (2, 13)
+        except (RuntimeError, TypeError, ValueError, BufferError):  # on no device that DLPack knows
+            return False
+    return hasattr(x, "__cuda_array_interface__")
 
 
 def _holds_array(x: Any) -> bool:
@@ -91,3 +109,17 @@ def promote(*xs: Any, call: str, inexact: bool = False) -> list[Array]:
     if inexact:
         dtype = dtypes.to_inexact(dtype)
     return [concrete(x, dtype) if is_scalar(x) else convert(x, dtype) for x in made]
+
+
+def known(call: str, x: Array, fix: str) -> np.ndarray:
+    """The values of `x`, which decide the shape of the result of `call`."""
+    if isinstance(x, Tracer) and x.value is None:
+        text = f"the shape of the result depends on the values of the traced {x.type}"
+        raise TracerError(message(call, text, fix))
+    there = backend_of([x])
+    if there is not None:
+        text = f"the shape of the result depends on the values of {x.type}, which are on {there.name}"
+        raise FgradDeviceError(
+            message(call, text, f"{fix}; or copy it to the CPU first: fgrad.device_get(x)")
+        )
+    return np.asarray(x)

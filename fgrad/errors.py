@@ -7,6 +7,7 @@ Every exception raised on purpose derives from `FgradError` *and* from the built
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
 import threading
@@ -47,8 +48,8 @@ replayed = _Replayed()  # set while a transform works on an equation: errors nam
 
 _library_file: dict[str, bool] = {}
 
-# Python's own frames between the user and us: `with` blocks and threads.
-_AROUND_US = (contextlib.__file__, threading.__file__)
+# Python's own frames between the user and us: `with` blocks, threads, copies.
+_AROUND_US = (contextlib.__file__, copy.__file__, threading.__file__)
 
 
 def _is_library(filename: str) -> bool:
@@ -58,6 +59,7 @@ def _is_library(filename: str) -> bool:
             filename.startswith(_LIBRARY_DIRS)
             or filename.startswith("<frozen")
             or f"{os.sep}optree{os.sep}" in filename
+            or f"-packages{os.sep}numpy{os.sep}" in filename
             or filename in _AROUND_US
         )
         _library_file[filename] = known
@@ -65,7 +67,7 @@ def _is_library(filename: str) -> bool:
 
 
 def user_source(scope: str = "") -> Source | None:
-    """The innermost stack frame outside fgrad, fgrad_nn and optree."""
+    """The innermost stack frame outside fgrad, fgrad_nn, and what stands between them and the user (optree, NumPy's own calls)."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -101,6 +103,10 @@ class FgradAxisError(FgradValueError, FgradIndexError):
     """An axis that the array does not have: a ValueError and an IndexError, as NumPy's AxisError."""
 
 
+class FgradDeviceError(FgradTypeError):
+    """An array on a device where it cannot be used: operands on two devices, or a copy that nobody asked for."""
+
+
 class TracerError(FgradTypeError):
     """A traced value was used where a concrete one is needed, or outlived its trace."""
 
@@ -132,6 +138,8 @@ def message(call: str, problem: str, fix: str = "", source: Source | None = None
 
 def missing_extra(package: str, extra: str, what: str) -> ImportError:
     """The error for an optional dependency that is not installed."""
-    return ImportError(
-        f"{what} needs the package '{package}', which is not installed.\n  fix: pip install 'fgrad[{extra}]'"
-    )
+    problem = f"{what} needs the package '{package}', which is not installed."
+    source = replayed.source or user_source()
+    where = f"\n  at {source}" if source is not None and extra.startswith("cuda") else ""
+    other = " (with a driver of CUDA 12: 'fgrad[cuda12]')" if extra == "cuda" else ""
+    return ImportError(f"{problem}{where}\n  fix: pip install 'fgrad[{extra}]'{other}")

@@ -14,6 +14,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
+from fgrad.device import beside, constant
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ops import contract, elementwise, index, pool, structure, transcendental
 from fgrad.ops import conv as conv_ops
@@ -230,7 +231,8 @@ def avg_pool(
     for s, k, st, (lo, _), o in zip(x.shape[2:], size, steps, pads, out):
         start = np.arange(o) * st - lo
         counts = np.multiply.outer(counts, (np.minimum(start + k, s) - np.maximum(start, 0)).astype(x.dtype))
-    inside = structure.broadcast(as_array(counts, call), total.shape, range(2, total.ndim))
+    with beside(x):
+        inside = structure.broadcast(constant(counts), total.shape, range(2, total.ndim))
     return elementwise.div(total, inside)
 
 
@@ -298,9 +300,9 @@ def scatter(x: Any, updates: Any, indices: Any, axes: Any = 0, mode: str = "set"
     return index.scatter(x, new, made, tuple(a % x.ndim for a in places), mode)
 
 
-def iota(shape: Sequence[int], axis: int = 0, dtype: Any = dtypes.int64) -> Array:
-    """Each element's index along `axis`."""
-    return structure.iota(tuple(shape), dtypes.canonical(dtype), axis % max(len(tuple(shape)), 1))
+def iota(shape: Sequence[int], axis: int = 0, dtype: Any = dtypes.int64, like: Any = None) -> Array:
+    """Each element's index along `axis`; on the device of the array `like`, if one is given."""
+    return structure.iota(tuple(shape), dtypes.canonical(dtype), axis % max(len(tuple(shape)), 1), like)
 
 
 # ------------------------------------------------------------------------------------------------ element by element

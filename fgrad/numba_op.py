@@ -176,13 +176,22 @@ def _writable(x: np.ndarray) -> np.ndarray:
     return np.require(view, requirements=("C", "A"))
 
 
+def _check_device_function(cuda: Any) -> None:
+    """What `numba.cuda.jit` makes has the Python function it came from; in the simulator too."""
+    if cuda is not None and not hasattr(cuda, "py_func"):
+        fix = "decorate it with @numba.cuda.jit(device=True): f(i, *inputs, *outputs)"
+        raise FgradTypeError(message("numba_op", f"cuda={describe(cuda)} is no device function", fix))
+
+
 class NumbaOp:
     """A compiled function as an operation. Give it derivatives with `defvjp` or `defjvp`, a batched version with `defbatch`."""
 
-    def __init__(self, function: F, out: F):
+    def __init__(self, function: F, out: F, cuda: Any = None):
+        _check_device_function(cuda)
         self._raw, self._out = function, out
         self._differentiable: Any = None
         self._function = _plain_function(function)
+        self._function._fgrad_cuda = cuda  # type: ignore[attr-defined]
         update_wrapper(self, function, updated=())
 
     def defvjp(self, fwd: F, bwd: F) -> None:
@@ -195,9 +204,12 @@ class NumbaOp:
         self._differentiable = custom_jvp(self.plain)
         return self._differentiable.defjvp(rule)
 
-    def defbatch(self, function: F) -> F:
-        """A compiled function that takes every argument with a leading batch axis."""
-        self._function._fgrad_batched = _plain_function(function)  # type: ignore[attr-defined]
+    def defbatch(self, function: F, cuda: Any = None) -> F:
+        """A compiled function that takes every argument with a leading batch axis; `cuda` does so on a GPU."""
+        _check_device_function(cuda)
+        batched = _plain_function(function)
+        batched._fgrad_cuda = cuda  # type: ignore[attr-defined]
+        self._function._fgrad_batched = batched  # type: ignore[attr-defined]
         return function
 
     def plain(self, *args: Any) -> Any:
@@ -219,13 +231,16 @@ class NumbaOp:
         return (self._differentiable or self.plain)(*args)
 
 
-def numba_op(function: F | None = None, *, out: F) -> Any:
+def numba_op(function: F | None = None, *, out: F, cuda: Any = None) -> Any:
     """Make an operation of a function on NumPy arrays, usually an `@njit` one.
 
     Args:
         function: `(*ndarrays) -> ndarray` or tuple of them; must not change its inputs.
         out: `(*input types) -> ShapeDtype` (or a tuple), from the inputs' `.shape` and `.dtype`.
+        cuda: the same on a GPU, a `@numba.cuda.jit(device=True)` function `(i, *inputs, *outputs)` that writes element i of each
+            output: it is called once for each element of the first output, in any order. Arrays are flat, in row-major order, and
+            have no shape; bools come as bytes, float16 and bfloat16 as their bits (uint16).
     """
     if function is None:
-        return lambda f: NumbaOp(f, out)
-    return NumbaOp(function, out)
+        return lambda f: NumbaOp(f, out, cuda)
+    return NumbaOp(function, out, cuda)

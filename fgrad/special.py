@@ -104,7 +104,7 @@ def one_hot(x: Any, num_classes: int, dtype: Any = None, axis: int = -1) -> Arra
         )
     at = axis_of(axis, a.ndim + 1, "one_hot")
     shape = (*a.shape[:at], num_classes, *a.shape[at:])
-    classes = iota(shape, dtypes.int64, at)
+    classes = iota(shape, dtypes.int64, at, a)
     chosen = broadcast(ew.convert(a, dtypes.int64), shape, [i for i in range(len(shape)) if i != at])
     return ew.convert(ew.eq(classes, chosen), dtype_of(dtype, dtypes.default_float))
 

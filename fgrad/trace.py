@@ -10,7 +10,6 @@ The stack of active traces belongs to the thread.
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,16 @@ import numpy as np
 
 from fgrad import show  # noqa: F401  (it gives graphs their text)
 from fgrad.array import Array, ConcreteArray, from_numpy, is_scalar, wrap
+from fgrad.device import (
+    UFUNC_OPERATORS,
+    backend_of,
+    constant,
+    near,
+    placement,
+    placing_on,
+    run_on,
+    with_numbers,
+)
 from fgrad.errors import (
     FgradError,
     FgradTypeError,
@@ -65,8 +74,8 @@ class Trace:
                 return x.atom
             if x.owner not in self.outer:
                 raise leaked(x)
-        elif x.ndim == 0:
-            return Literal(x.data, x.dtype)  # type: ignore[attr-defined]
+        elif x.ndim == 0 and isinstance(x, ConcreteArray):
+            return Literal(x.data, x.dtype)
         entry = self.captured.get(id(x))
         if entry is None:
             entry = (x, Var(x.type))
@@ -138,6 +147,15 @@ class Tracer(Array):
             )
         )
 
+    @property
+    def device(self) -> str:
+        """Where the value is that it stands for."""
+        if self.value is not None:
+            return self.value.device
+        text = f"a traced {self.type} has no value yet, which could be somewhere"
+        fix = "make arrays where it will be by fgrad.numpy.zeros_like(x) and fgrad.lax.iota(shape, like=x)"
+        raise AttributeError(message("tracer.device", text, fix), name="device", obj=self)
+
     def __bool__(self) -> bool:
         return bool(self._need("bool(tracer)"))
 
@@ -166,7 +184,7 @@ class Tracer(Array):
     # known, the derivative would be lost without a word. Operators between an ndarray and a tracer stay ours.
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        op = _UFUNC_OPERATORS.get(ufunc.__name__)
+        op = UFUNC_OPERATORS.get(ufunc.__name__)
         if op is not None and method == "__call__" and not kwargs:
             return op(*[x if isinstance(x, Array) or is_scalar(x) else from_numpy(x) for x in inputs])
         raise self._foreign(ufunc.__name__)
@@ -197,30 +215,6 @@ class Tracer(Array):
             return f"Tracer({self.type}, value={self.value!r})"
         return f"Tracer({self.type})"
 
-
-_UFUNC_OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "subtract": operator.sub,
-    "multiply": operator.mul,
-    "divide": operator.truediv,
-    "floor_divide": operator.floordiv,
-    "remainder": operator.mod,
-    "power": operator.pow,
-    "matmul": operator.matmul,
-    "bitwise_and": operator.and_,
-    "bitwise_or": operator.or_,
-    "bitwise_xor": operator.xor,
-    "left_shift": operator.lshift,
-    "right_shift": operator.rshift,
-    "equal": operator.eq,
-    "not_equal": operator.ne,
-    "less": operator.lt,
-    "less_equal": operator.le,
-    "greater": operator.gt,
-    "greater_equal": operator.ge,
-    "negative": operator.neg,
-    "absolute": operator.abs,
-}
 
 _REMEDY = {
     "bool(tracer)": "use fgrad.numpy.where, fgrad.cond or fgrad.while_loop",
@@ -329,13 +323,16 @@ def bind(prim: Primitive, *args: Array, **params: Any) -> Any:
 
 def _run(
     prim: Primitive, args: Sequence[Array], params: dict[str, Any], types: tuple[Type, ...] | None = None
-) -> list[ConcreteArray]:
-    """Carry out `prim` by its NumPy definition. `types`: of the results, if the caller knows them."""
+) -> list[Any]:
+    """Carry out `prim` by its NumPy definition, or on the device where its arguments are. `types`: of the results, if the caller
+    knows them."""
     values = []
     for a in args:
-        if isinstance(a, Tracer):
-            raise leaked(a)
-        values.append(a.data)  # type: ignore[attr-defined]
+        if type(a) is not ConcreteArray:
+            return _run_elsewhere(prim, args, params, types)
+        values.append(a.data)
+    if placement() is not None and (not args or (with_numbers() and all(a.ndim == 0 for a in args))):
+        return _run_elsewhere(prim, args, params, types)
     if types is None:
         types = _checked_infer(prim, [a.type for a in args], params, replayed.source)
     with np.errstate(all="ignore"):
@@ -348,6 +345,20 @@ def _run(
             raise FgradError(f"{prim.name}: its NumPy definition gave {describe(data)}, its type rule {t}")
         outs.append(wrap(data))
     return outs
+
+
+def _run_elsewhere(
+    prim: Primitive, args: Sequence[Array], params: dict[str, Any], types: tuple[Type, ...] | None
+) -> list[Any]:
+    """Carry out `prim` on the device where its arguments are, or, if they are all numbers, where arrays are made now."""
+    for a in args:
+        if isinstance(a, Tracer):
+            raise leaked(a)
+    if types is None:
+        types = _checked_infer(prim, [a.type for a in args], params, replayed.source)
+    backend = backend_of(args) or placement()
+    assert backend is not None
+    return run_on(backend, prim, args, params, types)
 
 
 # ---------------------------------------------------------------------------------------------- functions to graphs
@@ -391,8 +402,9 @@ def trace(
     for tracer, kind in zip(tracers, weak):
         tracer.weak = kind
     aux = None
+    backend = placement() if values is None else near(values)
     try:
-        with entering((*t.outer, t)):
+        with entering((*t.outer, t)), placing_on(None if whole else backend):
             outs = f(*tracers)
             if isinstance(outs, tuple) and len(outs) == 2 and isinstance(outs[0], list):
                 outs, aux = outs
@@ -446,13 +458,20 @@ def evaluate(graph: Graph, args: Sequence[Array], known: dict[Var, Array] | None
         for a in eqn.inputs:
             if isinstance(a, Var):
                 last_use.setdefault(a, eqn)
+    backend = near([*args, *known.values()] if known else args)
     for eqn in reversed(todo):
         inputs = [read(a) for a in eqn.inputs]
-        with at_source(eqn.source):
+        with at_source(eqn.source), placing_on(backend):
             result = bind(eqn.prim, *inputs, **eqn.params)
         for v, x in zip(eqn.outputs, result if eqn.prim.multiple else (result,), strict=True):
             env[v] = x
         for a in eqn.inputs:
             if isinstance(a, Var) and last_use[a] is eqn and a not in keep:
                 env.pop(a, None)
-    return [read(a) for a in graph.outputs]
+    with placing_on(backend):
+        return [env[a] if isinstance(a, Var) else _number(a) for a in graph.outputs]
+
+
+def _number(literal: Literal) -> Array:
+    """A literal that is a result: a literal again in a trace, else an array where arrays are made now."""
+    return wrap(np.asarray(literal.value)) if _state.stack else constant(np.asarray(literal.value))

@@ -9,6 +9,7 @@ from typing import Any
 from fgrad import tree
 from fgrad.array import Array
 from fgrad.convert import as_array, weak_kind
+from fgrad.device import beside
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Type
 from fgrad.ops.builders import batch_operand
@@ -100,9 +101,9 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
             structures.append(out_tree)
             return [as_array(x, "vmap") for x in out_leaves]
 
-        traced = trace(
-            flat, types, what="vmap", name=getattr(f, "__name__", "f"), weak=[weak_kind(x) for x in leaves]
-        )
+        weak = [weak_kind(x) for x in leaves]
+        with beside(*arrays):
+            traced = trace(flat, types, what="vmap", name=getattr(f, "__name__", "f"), weak=weak)
         on = [a is not None for a in axes] + [False] * len(traced.captured)
         derived, out_on = batch_graph(traced.graph, size, on)
         outs = evaluate(derived.graph, [*moved, *traced.captured, *derived.captured])
@@ -117,7 +118,9 @@ def vmap(f: F, in_axes: Any = 0, out_axes: Any = 0, axis_size: int | None = None
                     )
                 results.append(x)
                 continue
-            x = x if mapped else batch_operand(x, size)
+            if not mapped:
+                with beside(*arrays):
+                    x = batch_operand(x, size)
             if not -x.ndim <= axis < x.ndim:
                 raise FgradValueError(message("vmap", f"out_axes={axis} for an output {x.type}"))
             results.append(move_axis(x, 0, axis % x.ndim))

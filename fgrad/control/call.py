@@ -14,6 +14,7 @@ import numpy as np
 from fgrad import tree
 from fgrad.array import Array
 from fgrad.convert import as_array, weak_kind
+from fgrad.device import beside
 from fgrad.ir import Graph, Linear, Primitive, Type, dce, register
 from fgrad.reference import run_numpy
 from fgrad.trace import bind, current_stack, trace
@@ -106,9 +107,10 @@ def checkpoint(f: F) -> F:
     """
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not current_stack():
-            return f(*args, **kwargs)
         leaves, in_tree = tree.flatten((args, kwargs))
+        if not current_stack():
+            with beside(*leaves):  # as in a trace
+                return f(*args, **kwargs)
         arrays = [as_array(x, "checkpoint") for x in leaves]
         graph, captured, out_tree = trace_to_graph(
             lambda a, k: f(*a, **k), in_tree, arrays, "checkpoint", leaves
@@ -134,5 +136,6 @@ def trace_to_graph(
 
     types = [x if isinstance(x, Type) else x.type for x in arrays]
     weak = [weak_kind(x) for x in leaves]
-    traced = trace(flat, types, what=what, name=getattr(f, "__name__", what), weak=weak, whole=whole)
+    with beside(*arrays):
+        traced = trace(flat, types, what=what, name=getattr(f, "__name__", what), weak=weak, whole=whole)
     return traced.graph, traced.captured, traced.aux

@@ -19,6 +19,7 @@ from fgrad import dtypes, tree
 from fgrad.array import Array
 from fgrad.control.call import derived, trace_to_graph
 from fgrad.convert import as_array
+from fgrad.device import beside
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Linear, Primitive, Type, register
 from fgrad.ops.builders import batch_operand, full
@@ -139,9 +140,10 @@ class custom_jvp:
                     f"custom_jvp {self.f.__name__}", "no derivative is defined", "define it with @f.defjvp"
                 )
             )
-        if not current_stack():
-            return self.f(*args)
         leaves, in_tree = tree.flatten(tuple(args))
+        if not current_stack():
+            with beside(*leaves):  # as in a trace
+                return self.f(*args)
         arrays = [as_array(x, "custom_jvp") for x in leaves]
         graph, captured, out_tree = trace_to_graph(self.f, in_tree, arrays, "custom_jvp", leaves)
         user_rule = self.rule
@@ -321,9 +323,10 @@ class custom_vjp:
                     "define it with f.defvjp(fwd, bwd)",
                 )
             )
-        if not current_stack():
-            return self.f(*args)
         leaves, in_tree = tree.flatten(tuple(args))
+        if not current_stack():
+            with beside(*leaves):  # as in a trace
+                return self.f(*args)
         arrays = [as_array(x, "custom_vjp") for x in leaves]
         graph, captured, out_tree = trace_to_graph(self.f, in_tree, arrays, "custom_vjp", leaves)
         user_fwd, user_bwd = self.fwd, self.bwd

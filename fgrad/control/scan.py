@@ -17,6 +17,7 @@ from fgrad import dtypes, tree
 from fgrad.array import Array
 from fgrad.control.call import derived, tangent_graph, trace_to_graph
 from fgrad.convert import as_array, weak_kind
+from fgrad.device import beside
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Graph, Linear, Primitive, Type, Var, register
 from fgrad.ops.builders import batch_operand, full
@@ -379,7 +380,8 @@ def scan(
     def trace_body(carry: Sequence[Array]) -> Any:
         return trace_to_graph(step, in_tree, [*[c.type for c in carry], *x_types], "scan")
 
-    carry, (graph, captured, out_tree) = settle_carry("scan", leaves, trace_body)
+    with beside(*leaves, *x_leaves):
+        carry, (graph, captured, out_tree) = settle_carry("scan", leaves, trace_body)
     carry_tree, y_tree = out_tree.children()
     check_carry(
         "scan", [c.type for c in carry], graph.out_types[: carry_tree.num_leaves], structure, carry_tree

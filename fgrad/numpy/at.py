@@ -11,10 +11,11 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array
+from fgrad.device import beside_arguments
 from fgrad.errors import FgradShapeError, FgradTypeError, message
 from fgrad.numpy.axes import stretch
 from fgrad.numpy.elementwise import divide, maximum, minimum, power
-from fgrad.numpy.indexing import Selection, block_of, parse, read
+from fgrad.numpy.indexing import Selection, block_of, parse, select_from
 from fgrad.numpy.reductions import highest, lowest
 from fgrad.ops import structure as st
 from fgrad.ops.builders import full
@@ -50,7 +51,7 @@ class Place:
 
     def get(self) -> Array:
         """`x[index]`."""
-        return read(self.array, parse(self.index, self.array.shape))
+        return select_from(self.array, self.index)
 
     def set(self, values: Any) -> Array:
         """`x` with `x[index] = values`."""
@@ -113,6 +114,7 @@ def _as_mask(x: Array, index: Any) -> Array | None:
     return st.broadcast(mask, x.shape, range(mask.ndim))
 
 
+@beside_arguments
 def _write(x: Array, index: Any, values: Any, mode: str) -> Array:
     v = as_array(values, f"at[...].{mode}")
     if dtypes.is_complex(v.dtype) and not dtypes.is_complex(x.dtype):
@@ -129,7 +131,7 @@ def _write(x: Array, index: Any, values: Any, mode: str) -> Array:
         if mask is not None:
             filled = stretch(st.reshape(v, ()), x.shape)
             return select(mask, filled if mode == "set" else _combine(mode, x, filled), x)
-    s = parse(index, x.shape)
+    s = parse(index, x)
     return _put(x, s, _fit(v, s, mode), mode)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array
+from fgrad.device import beside_arguments
 from fgrad.ops import complex as cx
 from fgrad.ops import elementwise as ew
 from fgrad.ops import transcendental as tr
@@ -20,6 +21,7 @@ def real(x: Any) -> Array:
     return cx.real(a) if dtypes.is_complex(a.dtype) else a
 
 
+@beside_arguments
 def imag(x: Any) -> Array:
     """The imaginary part (of real arrays: zeros)."""
     a = as_array(x, "imag")

@@ -10,7 +10,8 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, ConcreteArray, concrete, from_numpy, is_scalar
-from fgrad.convert import as_array
+from fgrad.convert import as_array, on_gpu
+from fgrad.device import DeviceArray, beside
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad.numpy.axes import Shape, axis_of, broadcast_to, dtype_of, operands, positive_shape
 from fgrad.numpy.elementwise import absolute, add, divide, exp, floor, log, multiply, power, sign, subtract
@@ -26,7 +27,9 @@ def array(x: Any, dtype: Any = None, copy: bool = True, ndmin: int = 0) -> Array
     writes to a NumPy array do not show, and the copy outlives the donation of an fgrad array.
     """
     result = as_array(x, "array", dtype_of(dtype))
-    if copy and isinstance(result, ConcreteArray) and not is_scalar(x) and not isinstance(x, (list, tuple)):
+    if copy and result is x and isinstance(x, DeviceArray):
+        result = x.backend.copy(x)
+    elif copy and isinstance(result, ConcreteArray) and not is_scalar(x) and not isinstance(x, (list, tuple)):
         result = from_numpy(result.data.copy())
     if result.ndim < ndmin:
         result = reshape(result, (1,) * (ndmin - result.ndim) + result.shape)
@@ -39,7 +42,13 @@ def asarray(x: Any, dtype: Any = None) -> Array:
 
 
 def from_dlpack(x: Any) -> Array:
-    """An array on the memory of any object with `__dlpack__` (PyTorch, JAX, NumPy), without a copy."""
+    """An array on the memory of any object with `__dlpack__` (PyTorch, JAX, NumPy) on the CPU, without a copy. An array of fgrad's on a
+    GPU is returned as it is."""
+    if isinstance(x, DeviceArray):
+        return x
+    if on_gpu(x):
+        text = f"{describe(x)} is on a GPU"
+        raise FgradTypeError(message("from_dlpack", text, "fgrad.from_cuda(x) shares its memory"))
     try:
         return from_numpy(np.from_dlpack(x))
     except (AttributeError, TypeError, RuntimeError, BufferError) as e:
@@ -68,7 +77,10 @@ def astype(x: Any, dtype: Any) -> Array:
 def full(shape: Shape, fill_value: Any, dtype: Any = None) -> Array:
     """An array of `shape`, every element `fill_value` (which may broadcast)."""
     value = as_array(fill_value, "full", dtype_of(dtype))
-    return broadcast_to(value, positive_shape(shape, "full"))
+    dims = positive_shape(shape, "full")
+    return (
+        builders.full(dims, value.item(), value.dtype) if is_scalar(fill_value) else broadcast_to(value, dims)
+    )
 
 
 def zeros(shape: Shape, dtype: Any = None) -> Array:
@@ -89,7 +101,8 @@ def empty(shape: Shape, dtype: Any = None) -> Array:
 def full_like(x: Any, fill_value: Any, dtype: Any = None, shape: Shape | None = None) -> Array:
     """`fill_value` in the shape and dtype of `x`, unless others are given."""
     a = as_array(x, "full_like")
-    return full(a.shape if shape is None else shape, fill_value, dtype_of(dtype, a.dtype))
+    with beside(a):
+        return full(a.shape if shape is None else shape, fill_value, dtype_of(dtype, a.dtype))
 
 
 def zeros_like(x: Any, dtype: Any = None, shape: Shape | None = None) -> Array:
@@ -166,7 +179,7 @@ def linspace(
     ):  # in float64 and rounded once, as arange
         a, b = concrete(start, dtypes.float64), concrete(stop, dtypes.float64)
     step = divide(subtract(b, a), max(num - 1 if endpoint else num, 1))
-    count = iota((num, *a.shape), dtypes.int64, 0)
+    count = iota((num, *a.shape), dtypes.int64, 0, step if a.shape else None)
     out = add(a, multiply(convert(count, a.dtype), step))
     if endpoint and num > 1:  # the last value is `stop` exactly
         out = select(eq(count, builders.full_like(count, num - 1)), broadcast_to(b, out.shape), out)
@@ -234,7 +247,9 @@ def _triangle(call: str, x: Any, k: int, lower: bool) -> Array:
         a = broadcast_to(a, (a.size, a.size))
     if a.ndim < 2:
         raise FgradTypeError(message(call, f"needs a matrix, got {a.type}"))
-    mask = broadcast_to(_diagonal_mask(a.shape[-2], a.shape[-1], k if lower else k - 1, below=True), a.shape)
+    with beside(a):
+        mask = _diagonal_mask(a.shape[-2], a.shape[-1], k if lower else k - 1, below=True)
+    mask = broadcast_to(mask, a.shape)
     zero = builders.full_like(a, 0)
     return select(mask, a, zero) if lower else select(mask, zero, a)
 

@@ -9,6 +9,7 @@ from typing import Any
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
+from fgrad.device import beside_arguments
 from fgrad.errors import FgradValueError, message
 from fgrad.numpy.axes import axis_of, dtype_of, stretch
 from fgrad.numpy.elementwise import (
@@ -138,6 +139,7 @@ def ediff1d(x: Any, to_end: Any = None, to_begin: Any = None) -> Array:
     return concatenate(parts)
 
 
+@beside_arguments
 def gradient(f: Any, *spacing: Any, axis: Any = None, edge_order: int = 1) -> Any:
     """Central differences of samples `f` in the interior, one-sided ones (of first or second order) at the ends.
 
@@ -218,7 +220,7 @@ def polyder(p: Any, m: int = 1) -> Array:
     a = as_array(p, "polyder")
     for _ in range(m):
         n = a.shape[0]
-        powers = st.flip(convert(st.iota((max(n - 1, 0),), dtypes.int64, 0), a.dtype), [0])
+        powers = st.flip(convert(st.iota((max(n - 1, 0),), dtypes.int64, 0, a), a.dtype), [0])
         a = multiply(_between(a, 0, 0, max(n - 1, 0)), add(powers, 1))
     return a
 
@@ -241,7 +243,7 @@ def polyint(p: Any, m: int = 1) -> Array:
     a = convert(a, dtypes.to_inexact(a.dtype))
     for _ in range(m):
         n = a.shape[0]
-        powers = st.flip(convert(st.iota((n,), dtypes.int64, 0), a.dtype), [0])
+        powers = st.flip(convert(st.iota((n,), dtypes.int64, 0, a), a.dtype), [0])
         a = st.pad(divide(a, add(powers, 1)), 0, [0], [1])
     return a
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import Array, from_numpy
-from fgrad.convert import as_array
+from fgrad.array import Array
+from fgrad.convert import as_array, known
+from fgrad.device import beside_arguments, constant
 from fgrad.errors import FgradTypeError, message
 from fgrad.numpy.at import At
 from fgrad.numpy.indexing import diagonal
@@ -30,7 +31,7 @@ def diag(x: Any, k: int = 0) -> Array:
     n = a.size + abs(k)
     along = st.pad(a, 0, [max(k, 0)], [max(-k, 0)])  # element j of row i belongs in column j = i + k
     spread = st.broadcast(along, (n, n), (1,))
-    rows, columns = st.iota((n, n), dtypes.int64, 0), st.iota((n, n), dtypes.int64, 1)
+    rows, columns = st.iota((n, n), dtypes.int64, 0, a), st.iota((n, n), dtypes.int64, 1, a)
     on_it = ew.eq(ew.sub(columns, rows), full_like(rows, k))
     return ew.select(on_it, spread, full_like(spread, 0))
 
@@ -40,6 +41,7 @@ def diagflat(x: Any, k: int = 0) -> Array:
     return diag(ravel(x), k)
 
 
+@beside_arguments
 def fill_diagonal(x: Any, value: Any) -> Array:
     """A copy of the matrix `x` with `value` on its diagonal (NumPy writes into `x`; arrays here are immutable)."""
     a = as_array(x, "fill_diagonal")
@@ -53,6 +55,7 @@ def diag_indices(n: int, ndim: int = 2) -> tuple[Array, ...]:
     return (st.iota((n,), dtypes.int64, 0),) * ndim
 
 
+@beside_arguments
 def diag_indices_from(x: Any) -> tuple[Array, ...]:
     """Index arrays of the diagonal of `x`."""
     a = as_array(x, "diag_indices_from")
@@ -60,7 +63,7 @@ def diag_indices_from(x: Any) -> tuple[Array, ...]:
 
 
 def _pair(found: tuple[np.ndarray, ...]) -> tuple[Array, Array]:
-    return from_numpy(found[0]), from_numpy(found[1])
+    return constant(found[0]), constant(found[1])
 
 
 def tril_indices(n: int, k: int = 0, m: int | None = None) -> tuple[Array, Array]:
@@ -73,12 +76,14 @@ def triu_indices(n: int, k: int = 0, m: int | None = None) -> tuple[Array, Array
     return _pair(np.triu_indices(n, k, m))
 
 
+@beside_arguments
 def tril_indices_from(x: Any, k: int = 0) -> tuple[Array, Array]:
     """`tril_indices` for the shape of the matrix `x`."""
     n, m = as_array(x, "tril_indices_from").shape
     return tril_indices(n, k, m)
 
 
+@beside_arguments
 def triu_indices_from(x: Any, k: int = 0) -> tuple[Array, Array]:
     """`triu_indices` for the shape of the matrix `x`."""
     n, m = as_array(x, "triu_indices_from").shape
@@ -93,6 +98,6 @@ def ix_(*xs: Any) -> tuple[Array, ...]:
     out = []
     for i, a in enumerate(arrays):
         if a.dtype == dtypes.bool_:
-            a = from_numpy(np.flatnonzero(np.asarray(a)))
+            a = constant(np.flatnonzero(known("ix_", a, "give positions instead of bools")))
         out.append(st.reshape(a, [a.size if d == i else 1 for d in range(len(arrays))]))
     return tuple(out)

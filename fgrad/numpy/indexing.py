@@ -16,13 +16,14 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, ConcreteArray, concrete
-from fgrad.convert import as_array
+from fgrad.convert import as_array, known
+from fgrad.device import backend_of, beside, beside_arguments, constant, is_number
 from fgrad.errors import (
+    FgradDeviceError,
     FgradError,
     FgradIndexError,
     FgradTypeError,
     FgradValueError,
-    TracerError,
     describe,
     message,
 )
@@ -32,7 +33,6 @@ from fgrad.numpy.reductions import sum as sum_over
 from fgrad.ops import structure as st
 from fgrad.ops.elementwise import convert
 from fgrad.ops.index import gather
-from fgrad.trace import Tracer
 
 
 @dataclass
@@ -76,9 +76,10 @@ class Selection:
         return [*range(n, n + k), *range(n), *range(n + k, total)]
 
 
+@beside_arguments
 def select_from(x: Array, index: Any) -> Array:
     """`x[index]`."""
-    return read(x, parse(index, x.shape))
+    return read(x, parse(index, x))
 
 
 def read(x: Array, s: Selection) -> Array:
@@ -128,22 +129,39 @@ def _static_int(item: Any) -> int | None:
     return None
 
 
-def _mask_indices(mask: Array) -> tuple[np.ndarray, ...]:
-    if isinstance(mask, Tracer) and mask.value is None:
-        raise TracerError(
-            message(
-                "x[mask]",
-                f"the shape of the result depends on the values of the traced mask {mask.type}",
-                "use fgrad.numpy.where(mask, x, other), which keeps the shape; x.at[mask].set(scalar); or nonzero(mask, size=n)",
-            )
+def _mask_indices(mask: Array) -> list[Array]:
+    fix = "use fgrad.numpy.where(mask, x, other), which keeps the shape; x.at[mask].set(scalar); or nonzero(mask, size=n)"
+    return [constant(i) for i in np.nonzero(known("x[mask]", mask, fix))]
+
+
+def parse(index: Any, x: Array) -> Selection:
+    """Read `index` for the array `x`. Raises FgradIndexError (an IndexError)."""
+    there = None if type(x) is ConcreteArray else backend_of((x,))
+    if there is None:
+        return _parse(index, x.shape)
+    for i in index if isinstance(index, tuple) else (index,):
+        if isinstance(i, np.ndarray) or type(i) is ConcreteArray:
+            _check_near(as_array(i, "index"), x, there.name)
+    with beside(x):  # lists of Python's numbers go along, as numbers do
+        return _parse(index, x.shape)
+
+
+def _check_near(i: Array, x: Array, device: str) -> None:
+    if not is_number(i):
+        fix = f"move it: x[fgrad.device_put(index, {device!r})]; slices, numbers and lists of numbers go along by themselves"
+        raise FgradDeviceError(
+            message("x[index]", f"the index array {i.type} is on cpu, x ({x.type}) on {device}", fix)
         )
-    return np.nonzero(np.asarray(mask))
 
 
-def parse(index: Any, shape: tuple[int, ...]) -> Selection:
-    """Read `index` for an array of `shape`. Raises FgradIndexError (an IndexError)."""
+def _parse(index: Any, shape: tuple[int, ...]) -> Selection:
     items = list(index) if isinstance(index, tuple) else [index]
-    items = [_index_array(i) if _is_array_like(i) or isinstance(i, bool) else i for i in items]
+    listed = []  # arrays made of lists
+    for k, i in enumerate(items):
+        if _is_array_like(i) or isinstance(i, bool):
+            items[k] = _index_array(i)
+            if isinstance(i, (list, tuple)):
+                listed.append(items[k])
     used = sum(_consumes(i) for i in items)
     if used > len(shape):
         raise FgradIndexError(message("x[index]", f"too many indices: {used} for an array of shape {shape}"))
@@ -188,10 +206,12 @@ def parse(index: Any, shape: tuple[int, ...]) -> Selection:
             if item.ndim == 0:
                 arrays.append((-1, concrete(np.zeros(int(bool(item)), np.int64))))
             else:
-                arrays.extend((axis + j, concrete(p)) for j, p in enumerate(_mask_indices(item)))
+                arrays.extend((axis + j, p) for j, p in enumerate(_mask_indices(item)))
             axis += item.ndim
         elif isinstance(item, Array):
             _check_bounds(item, shape, axis)
+            if isinstance(item, ConcreteArray) and any(item is i for i in listed):
+                item = constant(item.data)
             arrays.append((axis, convert(item, dtypes.int64)))
             axis += 1
         else:
@@ -287,6 +307,7 @@ def _check_mask(mask: Array, shape: tuple[int, ...], axis: int) -> None:
             )
 
 
+@beside_arguments
 def take(x: Any, indices: Any, axis: int | None = None, mode: str = "raise") -> Array:
     """Elements of `x` at integer `indices` along `axis` (of the flattened array if None).
 
@@ -304,6 +325,8 @@ def take(x: Any, indices: Any, axis: int | None = None, mode: str = "raise") -> 
         i = remainder(i, n)
     else:
         _check_bounds(i, a.shape, at)
+    if isinstance(indices, (list, tuple)) and isinstance(i, ConcreteArray):
+        i = constant(i.data)
     out = gather(a, [i], [at])
     lead = i.ndim
     return st.transpose(out, [*range(lead, lead + at), *range(lead), *range(lead + at, out.ndim)])

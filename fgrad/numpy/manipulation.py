@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fgrad.array import Array
-from fgrad.convert import as_array
+from fgrad.convert import as_array, known
 from fgrad.errors import FgradShapeError, FgradValueError, message
 from fgrad.numpy.axes import Axis, Shape, axes_of, axis_of, insert_axes, shape_of
 from fgrad.ops import structure as st
@@ -250,7 +250,7 @@ def roll(x: Any, shift: int | Sequence[int], axis: Axis = None) -> Array:
 def trim_zeros(x: Any, trim: str = "fb") -> Array:
     """A 1-d array without its leading ("f") and trailing ("b") zeros. The values decide the shape, so they must be known."""
     a = as_array(x, "trim_zeros")
-    found = np.flatnonzero(np.asarray(a))
+    found = np.flatnonzero(known("trim_zeros", a, "slice it: x[first : last + 1]"))
     if not found.size:
         return slice_axis(a, 0, 0, 0)
     return slice_axis(

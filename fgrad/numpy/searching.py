@@ -13,8 +13,9 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, from_numpy
-from fgrad.convert import as_array, promote
-from fgrad.errors import FgradTypeError, FgradValueError, TracerError, message
+from fgrad.convert import as_array, known, promote
+from fgrad.device import beside_arguments, constant
+from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.numpy.axes import broadcast_all
 from fgrad.numpy.elementwise import (
     add,
@@ -40,21 +41,11 @@ from fgrad.ops import structure as st
 from fgrad.ops.builders import full, full_like
 from fgrad.ops.cumulative import cumsum
 from fgrad.ops.index import gather, scatter
-from fgrad.trace import Tracer
-
-
-def known(call: str, x: Array, fix: str) -> np.ndarray:
-    """The values of `x`, which decide the shape of the result."""
-    if isinstance(x, Tracer) and x.value is None:
-        raise TracerError(
-            message(call, f"the shape of the result depends on the values of the traced {x.type}", fix)
-        )
-    return np.asarray(x)
-
 
 # ------------------------------------------------------------------------------------------------ positions
 
 
+@beside_arguments
 def flatnonzero(x: Any, size: int | None = None, fill_value: int = 0) -> Array:
     """The positions (int64) of non-zero elements in the flattened array; with `size`, that many, the missing ones `fill_value`."""
     a = ravel(x)
@@ -67,7 +58,9 @@ def flatnonzero(x: Any, size: int | None = None, fill_value: int = 0) -> Array:
     order = st.slice_(order, (0,), (size,))
     count = sum_over(ew.logical_not(zero))
     return where(
-        ew.lt(*broadcast_all("flatnonzero", [st.iota((size,), dtypes.int64, 0), count])), order, fill_value
+        ew.lt(*broadcast_all("flatnonzero", [st.iota((size,), dtypes.int64, 0, count), count])),
+        order,
+        fill_value,
     )
 
 
@@ -123,6 +116,7 @@ def compress(condition: Any, x: Any, axis: int | None = None) -> Array:
     return take(x, flatnonzero(condition), axis)
 
 
+@beside_arguments
 def repeat(x: Any, repeats: Any, axis: int | None = None, total_repeat_length: int | None = None) -> Array:
     """Each element `repeats` times along `axis` (flattened if None).
 
@@ -147,9 +141,9 @@ def repeat(x: Any, repeats: Any, axis: int | None = None, total_repeat_length: i
         raise FgradValueError(message("repeat", f"{counts.size} repeats for an axis of {n}"))
     if total_repeat_length is None:
         where_from = np.repeat(np.arange(n), known("repeat", counts, "pass total_repeat_length="))
-        return take(a, from_numpy(where_from), at)
+        return take(a, constant(where_from), at)
     ends = cumsum(counts, 0)
-    chosen = searchsorted(ends, st.iota((total_repeat_length,), dtypes.int64, 0), "right")
+    chosen = searchsorted(ends, st.iota((total_repeat_length,), dtypes.int64, 0, ends), "right")
     return take(a, clip(chosen, 0, n - 1), at)
 
 
@@ -176,6 +170,7 @@ def insert(x: Any, index: int, values: Any, axis: int | None = None) -> Array:
     return concatenate([before, v, after], at)
 
 
+@beside_arguments
 def delete(x: Any, indices: Any, axis: int | None = None) -> Array:
     """`x` without the slices at `indices` (an int, a slice or a known array) along `axis`."""
     a = as_array(x, "delete")
@@ -185,7 +180,7 @@ def delete(x: Any, indices: Any, axis: int | None = None) -> Array:
     if isinstance(indices, Array):
         indices = known("delete", indices, "use where or a mask")
     kept = np.delete(np.arange(a.shape[at]), indices)
-    return take(a, from_numpy(kept), at)
+    return take(a, constant(kept), at)
 
 
 # ------------------------------------------------------------------------------------------------ choices
@@ -211,7 +206,7 @@ def choose(index: Any, choices: Sequence[Any], mode: str = "raise") -> Array:
     i = clip(i, 0, n - 1) if mode == "clip" else remainder(i, n) if mode == "wrap" else i
     together = st.concatenate([st.reshape(v, (1, *v.shape)) for v in values], 0)
     return gather(
-        together, [i, *[st.iota(i.shape, dtypes.int64, d) for d in range(i.ndim)]], range(i.ndim + 1)
+        together, [i, *[st.iota(i.shape, dtypes.int64, d, i) for d in range(i.ndim)]], range(i.ndim + 1)
     )
 
 
@@ -238,6 +233,7 @@ def piecewise(x: Any, condlist: Sequence[Any], funclist: Sequence[Any]) -> Array
 # ------------------------------------------------------------------------------------------------ bins
 
 
+@beside_arguments
 def bincount(x: Any, weights: Any = None, minlength: int = 0, length: int | None = None) -> Array:
     """How often each of 0, 1, ... occurs in the 1-d integer `x` (or the sum of its weights).
 
@@ -261,6 +257,7 @@ def bincount(x: Any, weights: Any = None, minlength: int = 0, length: int | None
     return scatter(full((length,), 0, w.dtype), w, [ew.convert(a, dtypes.int64)], [0], "add")
 
 
+@beside_arguments
 def histogram_bin_edges(x: Any, bins: Any = 10, range: Any = None) -> Array:
     """The edges of `bins` equal bins between the extremes (or over `range`); given edges are returned."""
     a = ravel(x)
@@ -280,6 +277,7 @@ def histogram_bin_edges(x: Any, bins: Any = 10, range: Any = None) -> Array:
     return add(multiply(low, subtract(1, t)), multiply(high, t))
 
 
+@beside_arguments
 def histogram(
     x: Any, bins: Any = 10, range: Any = None, weights: Any = None, density: bool = False
 ) -> tuple[Array, Array]:

@@ -8,14 +8,15 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, from_numpy
-from fgrad.convert import as_array, promote
+from fgrad.convert import as_array, known, promote
+from fgrad.device import beside_arguments
 from fgrad.numpy.axes import broadcast_all
 from fgrad.numpy.elementwise import clip, equal, isnan, logical_and, not_equal, subtract, where
 from fgrad.numpy.joining import concatenate
 from fgrad.numpy.manipulation import ravel
 from fgrad.numpy.reductions import any as any_over
 from fgrad.numpy.reductions import sum as sum_over
-from fgrad.numpy.searching import bincount, extract, flatnonzero, known
+from fgrad.numpy.searching import bincount, extract, flatnonzero
 from fgrad.numpy.sorting import argsort
 from fgrad.ops import elementwise as ew
 from fgrad.ops import structure as st
@@ -24,6 +25,7 @@ from fgrad.ops.cumulative import cumsum
 from fgrad.ops.index import gather, scatter
 
 
+@beside_arguments
 def unique(
     x: Any,
     return_index: bool = False,

@@ -10,6 +10,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
+from fgrad.device import beside_arguments, constant
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.numpy.axes import Axis, axes_of, axis_of, broadcast_shapes, insert_axes, stretch
 from fgrad.numpy.elementwise import add, clip, isnan, logical_and, logical_not, multiply, subtract, where
@@ -46,9 +47,9 @@ def argsort(
     """The positions (int64) that sort `x` along `axis`; equal elements keep their order; NaN last."""
     a, at = _flat("argsort", x, axis)
     if descending:  # reversed before and after, so that equal elements keep their order
-        back = so.sort([st.flip(a, [at]), st.iota(a.shape, dtypes.int64, at)], at)[1]
+        back = so.sort([st.flip(a, [at]), st.iota(a.shape, dtypes.int64, at, a)], at)[1]
         return subtract(a.shape[at] - 1, st.flip(back, [at]))
-    return so.sort([a, st.iota(a.shape, dtypes.int64, at)], at)[1]
+    return so.sort([a, st.iota(a.shape, dtypes.int64, at, a)], at)[1]
 
 
 def lexsort(keys: Sequence[Any], axis: int = -1) -> Array:
@@ -57,7 +58,9 @@ def lexsort(keys: Sequence[Any], axis: int = -1) -> Array:
     if not arrays:
         raise FgradTypeError(message("lexsort", "needs at least one key"))
     at = axis_of(axis, arrays[0].ndim, "lexsort")
-    return so.sort([*arrays[::-1], st.iota(arrays[0].shape, dtypes.int64, at)], at, len(arrays))[-1]
+    return so.sort([*arrays[::-1], st.iota(arrays[0].shape, dtypes.int64, at, arrays[0])], at, len(arrays))[
+        -1
+    ]
 
 
 def partition(x: Any, kth: Any, axis: int | None = -1) -> Array:
@@ -84,7 +87,7 @@ def _along(call: str, a: Array, indices: Any, axis: int) -> tuple[Array, list[Ar
     shape = broadcast_shapes(i.shape, tuple(others), call=call)
     a = stretch(a, tuple(n if d == axis else shape[d] for d, n in enumerate(a.shape)))
     i = stretch(ew.convert(i, dtypes.int64), shape)
-    return a, [i if d == axis else st.iota(shape, dtypes.int64, d) for d in range(a.ndim)]
+    return a, [i if d == axis else st.iota(shape, dtypes.int64, d, a) for d in range(a.ndim)]
 
 
 def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Array:
@@ -106,6 +109,7 @@ def put_along_axis(x: Any, indices: Any, values: Any, axis: int | None = -1) -> 
 # ------------------------------------------------------------------------------------------------ binary search
 
 
+@beside_arguments
 def searchsorted(a: Any, v: Any, side: str = "left", sorter: Any = None) -> Array:
     """Where to insert `v` into the sorted 1-d `a` (int64, shape of `v`): before equal elements ("left") or after ("right")."""
     if side not in ("left", "right"):
@@ -141,6 +145,7 @@ def _after(x: Array, v: Array) -> Array:
     return ew.bitwise_or(ew.gt(x, v), ew.bitwise_and(ew.isnan(x), ew.logical_not(ew.isnan(v))))
 
 
+@beside_arguments
 def digitize(x: Any, bins: Any, right: bool = False) -> Array:
     """The number of the bin that each element falls into; `bins` are the 1-d edges, ascending or (known values) descending."""
     edges = as_array(bins, "digitize")
@@ -180,6 +185,7 @@ def _last(call: str, x: Any, axis: Axis) -> tuple[Array, tuple[int, ...]]:
     return st.reshape(a, (*a.shape[: len(kept)], n)), axes
 
 
+@beside_arguments
 def _quantile(
     call: str, x: Any, q: Any, axis: Axis, method: str, keepdims: bool, skip_nan: bool, scale: float = 1.0
 ) -> Array:
@@ -190,6 +196,8 @@ def _quantile(
     a, axes = _last(call, x, axis)
     if a.shape[-1] == 0:
         raise FgradValueError(message(call, "of nothing: the reduced axes are empty"))
+    if isinstance(q, (list, tuple)) and not any(isinstance(level, Array) for level in q):
+        q = constant(np.asarray(q, a.dtype))
     levels = as_array(q, call, a.dtype) if not isinstance(q, Array) else ew.convert(q, a.dtype)
     if scale != 1.0:
         levels = ew.div(levels, full_like(levels, scale))
@@ -206,7 +214,7 @@ def _quantile(
     floor = ew.floor(position)
     low = clip(ew.convert(floor, dtypes.int64), 0, a.shape[-1] - 1)
     high = clip(ew.convert(ew.ceil(position), dtypes.int64), 0, a.shape[-1] - 1)
-    where_else = [st.iota(shape, dtypes.int64, levels.ndim + i) for i in range(a.ndim - 1)]
+    where_else = [st.iota(shape, dtypes.int64, levels.ndim + i, a) for i in range(a.ndim - 1)]
 
     def at(i: Array) -> Array:
         return gather(ordered, [*where_else, i], range(a.ndim))

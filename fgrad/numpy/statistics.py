@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
+from fgrad.device import beside_arguments
 from fgrad.errors import FgradValueError, message
 from fgrad.numpy.axes import operands
 from fgrad.numpy.creation import array
@@ -36,6 +35,7 @@ from fgrad.numpy.reductions import average
 from fgrad.numpy.reductions import sum as sum_over
 from fgrad.ops import elementwise as ew
 from fgrad.ops import structure as st
+from fgrad.ops.builders import full
 from fgrad.ops.conv import conv
 
 
@@ -161,20 +161,22 @@ def allclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: 
     return all_over(isclose(x, y, rtol, atol, equal_nan))
 
 
+@beside_arguments
 def array_equal(x: Any, y: Any, equal_nan: bool = False) -> Array:
     """Whether shapes and all elements are equal, as a 0-d bool array."""
     a, b = as_array(x, "array_equal"), as_array(y, "array_equal")
     if a.shape != b.shape:
-        return as_array(np.bool_(False))
+        return full((), False, dtypes.bool_)
     same = equal(a, b)
     if equal_nan and dtypes.is_inexact(a.dtype) and dtypes.is_inexact(b.dtype):
         same = logical_or(same, logical_and(isnan(a), isnan(b)))
     return all_over(same)
 
 
+@beside_arguments
 def array_equiv(x: Any, y: Any) -> Array:
     """Whether the arrays broadcast together and are equal, as a 0-d bool array."""
     try:
         return all_over(equal(x, y))
     except FgradValueError:
-        return as_array(np.bool_(False))
+        return full((), False, dtypes.bool_)

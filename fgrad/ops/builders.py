@@ -14,9 +14,10 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array, concrete
+from fgrad.device import beside, constant, placement
 from fgrad.errors import FgradTypeError, message
 from fgrad.ir import Linear, Primitive, Type, register
-from fgrad.trace import bind
+from fgrad.trace import bind, current_stack
 
 ONE = "one"  # partial derivatives that need no multiplication
 MINUS_ONE = "minus one"
@@ -80,12 +81,18 @@ def argsort(axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def full_like(x: Any, value: Any) -> Array:
-    """An array of the shape and dtype of `x`, every element `value`."""
-    return full(x.shape, value, x.dtype)
+    """An array of the shape and dtype of `x`, every element `value`, and where `x` is."""
+    if placement() is None:
+        return full(x.shape, value, x.dtype)
+    with beside(x):
+        return full(x.shape, value, x.dtype)
 
 
 def full(shape: Sequence[int], value: Any, dtype: np.dtype) -> Array:
-    scalar = concrete(np.asarray(value, dtype=dtype))
+    scalar: Array = concrete(np.asarray(value, dtype=dtype))
+    if placement() is not None and not current_stack():
+        # (In a trace it stays a number, which becomes a literal of the graph.)
+        scalar = constant(np.asarray(value, dtype=dtype))
     return bind(broadcast_p, scalar, shape=tuple(shape), axes=()) if shape else scalar
 
 

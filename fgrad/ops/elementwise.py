@@ -295,6 +295,11 @@ select_p.jvp = _select_jvp
 def _cast_impl(x: np.ndarray, *, dtype: np.dtype) -> np.ndarray:
     if x.dtype in dtypes.COMPLEX and dtype not in dtypes.COMPLEX and dtype != dtypes.bool_:
         x = x.real
+    if x.size > 1 and not any(
+        x.strides
+    ):  # one value, broadcast: it stays so, as numbers may go to any device
+        one = _cast_impl(x[(0,) * x.ndim], dtype=dtype)
+        return np.broadcast_to(one, x.shape)
     if dtypes.is_integer(dtype) and dtypes.is_inexact(x.dtype):
         return _saturated(x, dtype)
     return x.astype(dtype)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fgrad import dtypes
-from fgrad.array import Array, concrete
+from fgrad.array import Array
+from fgrad.device import constant
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Linear, Primitive, Type
 from fgrad.ops.builders import linear
@@ -79,7 +80,7 @@ def _irfft_transpose(ct: Array, x: Linear, *, axis: int, n: int) -> Array:
     if n % 2 == 0:
         count[-1] = 1 / n
     spectrum = conj(bind(rfft_p, ct, axis=axis))
-    weights = broadcast(concrete(count.astype(ct.dtype)), spectrum.shape, (axis,))
+    weights = broadcast(constant(count.astype(ct.dtype)), spectrum.shape, (axis,))
     return mul(spectrum, convert(weights, spectrum.dtype))
 
 

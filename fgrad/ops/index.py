@@ -127,7 +127,7 @@ def gather(x: Array, idx: Sequence[Array], axes: Sequence[int]) -> Array:
 def take_along(x: Array, idx: Array, axis: int) -> Array:
     """`out[..., i, ...] = x[..., idx[..., i, ...], ...]`: `idx` has the shape of `x` except along `axis`."""
     return gather(
-        x, [idx if d == axis else iota(idx.shape, dtypes.int64, d) for d in range(x.ndim)], range(x.ndim)
+        x, [idx if d == axis else iota(idx.shape, dtypes.int64, d, x) for d in range(x.ndim)], range(x.ndim)
     )
 
 
@@ -187,7 +187,7 @@ def _winners(x_shape: Ints, updates: Any, idx: Sequence[Array], axes: Ints) -> A
     count = int(np.prod(where, dtype=np.int64))
     if count <= 1:
         return None
-    own = reshape(iota((count,), dtypes.int64, 0), where)
+    own = reshape(iota((count,), dtypes.int64, 0, updates), where)
     last = scatter(full([x_shape[a] for a in axes], 0, dtypes.int64), own, idx, range(len(axes)), "set")
     wins = eq(gather(last, idx, range(len(axes))), own)
     return broadcast(wins, updates.shape, range(len(where)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fgrad.array import Array
+from fgrad.device import beside
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ir import Linear, Primitive, Type, register
 from fgrad.ops.builders import (
@@ -294,9 +295,12 @@ iota_p: Primitive = register(
 )
 
 
-def iota(shape: Sequence[int], dtype: np.dtype, axis: int) -> Array:
-    """Each element's index along `axis`."""
-    return bind(iota_p, shape=tuple(shape), dtype=dtype, axis=axis)
+def iota(shape: Sequence[int], dtype: np.dtype, axis: int, near: Any = None) -> Array:
+    """Each element's index along `axis`; on the device of `near`, if given."""
+    if near is None:
+        return bind(iota_p, shape=tuple(shape), dtype=dtype, axis=axis)
+    with beside(near):
+        return bind(iota_p, shape=tuple(shape), dtype=dtype, axis=axis)
 
 
 # ------------------------------------------------------------------------------------------------ dynamic slices

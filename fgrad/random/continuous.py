@@ -10,6 +10,7 @@ import numpy as np
 
 from fgrad import dtypes
 from fgrad.array import Array
+from fgrad.device import beside_arguments
 from fgrad.ops import elementwise as ew
 from fgrad.ops import transcendental as tr
 from fgrad.ops.builders import full, full_like
@@ -27,6 +28,7 @@ def unit(call: str, key: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return ew.sub(ew.bitcast(ew.bitwise_or(random, full_like(random, one)), dtype), full(shape, 1, dtype))
 
 
+@beside_arguments
 def scaled(call: str, u: Array, low: Any, high: Any) -> Array:
     """max(low, u * (high - low) + low) with one rounding, as JAX's compiled code (a fused multiply-add) has it."""
     shape, dtype = u.shape, u.dtype
@@ -66,6 +68,7 @@ def normal(key: Array, shape: Shape = (), dtype: Any = dtypes.float32) -> Array:
     return ew.mul(full(dims, np.sqrt(2), dtype), tr.erfinv(u))
 
 
+@beside_arguments
 def truncated_normal(
     key: Array, lower: Any, upper: Any, shape: Shape | None = None, dtype: Any = dtypes.float32
 ) -> Array:

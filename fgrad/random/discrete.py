@@ -9,6 +9,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
+from fgrad.device import beside_arguments
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ops import elementwise as ew
 from fgrad.ops.builders import full, full_like
@@ -33,6 +34,7 @@ def rademacher(key: Array, shape: Shape = (), dtype: Any = dtypes.int64) -> Arra
     return ew.sub(ew.add(heads, heads), full_like(heads, 1))
 
 
+@beside_arguments
 def randint(key: Array, shape: Shape, minval: Any, maxval: Any, dtype: Any = dtypes.int32) -> Array:
     """Integers from minval to maxval - 1; the bounds may be arrays that broadcast to `shape`.
 

@@ -98,12 +98,12 @@ def words(call: str, key: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
     return first, second
 
 
-def counters(shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Each element's row-major position as a 64-bit number: its high and its low word."""
+def counters(shape: tuple[int, ...], near: Any) -> tuple[Array, Array]:
+    """Each element's row-major position as a 64-bit number: its high and its low word; on the device of `near`."""
     size = math.prod(shape)
     if size <= 2**32:
-        return full(shape, 0, dtypes.uint32), reshape(iota((size,), dtypes.uint32, 0), shape)
-    position = reshape(iota((size,), dtypes.uint64, 0), shape)
+        return full(shape, 0, dtypes.uint32), reshape(iota((size,), dtypes.uint32, 0, near), shape)
+    position = reshape(iota((size,), dtypes.uint64, 0, near), shape)
     high = ew.shift_right_logical(position, full_like(position, 32))
     return ew.convert(high, dtypes.uint32), ew.convert(position, dtypes.uint32)
 
@@ -149,7 +149,7 @@ def split(key: Array, num: Shape = 2) -> Array:
     >>> k1, k2 = random.split(key)
     """
     shape = to_shape("random.split", num)
-    first, second = threefry2x32(*words("random.split", key, shape), *counters(shape))
+    first, second = threefry2x32(*words("random.split", key, shape), *counters(shape, key))
     return concatenate([reshape(first, (*shape, 1)), reshape(second, (*shape, 1))], len(shape))
 
 
@@ -175,7 +175,7 @@ def bits(key: Array, shape: Shape = (), dtype: Any = dtypes.uint32) -> Array:
 
 
 def draw_bits(call: str, key: Any, shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    first, second = threefry2x32(*words(call, key, shape), *counters(shape))
+    first, second = threefry2x32(*words(call, key, shape), *counters(shape, key))
     if dtype == dtypes.uint64:
         high = ew.convert(first, dtype)
         return ew.bitwise_or(ew.shift_left(high, full_like(high, 32)), ew.convert(second, dtype))

@@ -10,6 +10,7 @@ import numpy as np
 from fgrad import dtypes
 from fgrad.array import Array
 from fgrad.convert import as_array, promote
+from fgrad.device import beside_arguments
 from fgrad.errors import FgradTypeError, FgradValueError, message
 from fgrad.ops import elementwise as ew
 from fgrad.ops import transcendental as tr
@@ -24,6 +25,7 @@ from fgrad.random.keys import Shape, draw_bits, split, to_shape
 from fgrad.trace import bind
 
 
+@beside_arguments
 def permutation(key: Array, x: Any, axis: int = 0, independent: bool = False) -> Array:
     """`x` with its entries along `axis` in random order; `arange(x)` (int64) shuffled if `x` is an int.
 
@@ -73,6 +75,7 @@ def _take(x: Array, index: Array, axis: int) -> Array:
     return transpose(out, [*rest[:axis], *range(n), *rest[axis:]])
 
 
+@beside_arguments
 def choice(
     key: Array, a: Any, shape: Shape = (), replace: bool = True, p: Any = None, axis: int = 0
 ) -> Array:

@@ -23,14 +23,20 @@ from fgrad import dtypes, tree
 from fgrad.array import Array, ConcreteArray
 from fgrad.control.call import call_like, trace_to_graph
 from fgrad.convert import as_array, weak_kind
-from fgrad.errors import FgradTypeError, FgradValueError, describe, message
+from fgrad.device import DeviceArray, backend_named, backend_of, parse
+from fgrad.errors import FgradDeviceError, FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Graph, Type, Var
 from fgrad.memory import held_at_fork
 from fgrad.passes import compile_graph
 from fgrad.runtime.compiled import Compiled, kind_key, kind_of
 from fgrad.runtime.executable import Executable, compile_program
 from fgrad.runtime.fastcall import MISS
-from fgrad.runtime.options import autotune_wanted, winograd_allowed
+from fgrad.runtime.options import (
+    autotune_wanted,
+    host_ops_allowed,
+    matmul_precision_here,
+    winograd_allowed,
+)
 from fgrad.trace import Tracer, bind, current_stack, in_whole
 
 if TYPE_CHECKING:
@@ -85,8 +91,9 @@ class Jitted:
         static_argnames: tuple[str, ...],
         donate: tuple[int, ...],
         autotune: bool | None = None,
+        device: str | None = None,
     ):
-        self.f, self.autotune = f, autotune
+        self.f, self.autotune, self.device = f, autotune, device
         self.static_argnums, self.static_argnames, self.donate = static_argnums, static_argnames, donate
         self._programs: dict[Any, Compiled] = {}
         self._locks: dict[Any, Any] = {}  # of programs that are being compiled
@@ -128,7 +135,9 @@ class Jitted:
         """Find the program for these arguments, or compile it, and run it in the general way."""
         leaves, structure = tree.flatten(dynamic)
         allowed = winograd_allowed()
-        key = (statics, structure, tuple([kind_key(x, self.call) for x in leaves]), allowed)
+        backend = self._backend(leaves)
+        how = allowed if backend is None else (backend.name, matmul_precision_here(), host_ops_allowed())
+        key = (statics, structure, tuple([kind_key(x, self.call) for x in leaves]), how)
         found = self._programs.get(key)
         if found is None:
             # Threads that come with the same new kind of arguments wait for the first: it is compiled once. (A forked
@@ -137,7 +146,7 @@ class Jitted:
             with self._locks.setdefault(mine, threading.RLock()):
                 found = self._programs.get(key)
                 if found is None:
-                    found = self._compile(args, kwargs, dynamic, statics, leaves, structure)
+                    found = self._compile(args, kwargs, leaves, structure, backend)
                     self._programs[key] = found
             self._locks.pop(mine, None)
         fast = found.fast(dynamic[0], dynamic[1], leaves)
@@ -152,18 +161,31 @@ class Jitted:
 
     def _in_trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if in_whole():
+            if self.device is not None and parse(self.device, self.call)[0] != "cpu":
+                text = f"it was asked for {self.device}, within a function that is compiled as a whole for where its arguments are"
+                fix = f"ask for the device of the outer function: jit(f, device={self.device!r}), and leave this one without"
+                raise FgradDeviceError(message(self.call, text, fix))
             return self.f(*args, **kwargs)
         dynamic, statics = self._divide(args, kwargs)
         leaves, structure = tree.flatten(dynamic)
         arrays = [as_array(x, self.call) for x in leaves]
+        there = backend_of(arrays)
+        if self.device is not None and there is not backend_named(self.device, self.call):
+            text = f"it was asked for {self.device}, and a transform around it has arguments elsewhere"
+            fix = f"put them there first (fgrad.device_put), or transform inside: jit(grad(f), device={self.device!r})"
+            raise FgradDeviceError(message(self.call, text, fix))
         key = (
             statics,
             structure,
             tuple((x.type, weak_kind(leaf)) for x, leaf in zip(arrays, leaves, strict=True)),
+            there and there.name,
         )
         cached = self._graphs.get(key)
         if cached is None:
-            cached = self._trace(args, kwargs, leaves, structure)
+            graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
+            if there is not None:  # what a function closes over is sent once, as outside of transforms
+                captured = [there.put(c.data) if isinstance(c, ConcreteArray) else c for c in captured]
+            cached = graph, captured, out_tree
             if not any(isinstance(c, Tracer) for c in cached[1]):
                 self._graphs[key] = cached
         graph, captured, out_tree = cached
@@ -260,14 +282,32 @@ class Jitted:
         named.__name__ = getattr(self.f, "__name__", "f")
         return trace_to_graph(named, structure, arrays, self.call, leaves, whole=True)
 
-    def _compile(
-        self, args: Any, kwargs: Any, dynamic: Any, statics: Any, leaves: Sequence[Any], structure: Any
-    ) -> Compiled:
+    def _backend(self, leaves: Sequence[Any]) -> Any:
+        """The device to compute on: the one asked for, else where the arguments are; None is the CPU."""
+        if self.device is None:
+            return backend_of([x for x in leaves if isinstance(x, DeviceArray)])
+        backend = backend_named(self.device, self.call)
+        there = next((x for x in leaves if isinstance(x, DeviceArray)), None)
+        if backend is None and there is not None:
+            text = f"argument {describe(there)} is on {there.device}, the function was asked for the cpu"
+            raise FgradDeviceError(message(self.call, text, "copy it: fgrad.device_get(x)"))
+        return backend
+
+    def _compile(self, args: Any, kwargs: Any, leaves: Sequence[Any], structure: Any, backend: Any) -> Any:
         kinds = [kind_of(x, self.call) for x in leaves]
         graph, captured, out_tree = self._trace(args, kwargs, leaves, structure)
         given = self._donated(args, kwargs)
         graph, forwarded = _without_forwarded(graph, len(leaves), given)
         donated = _pairs(graph, given)
+        if backend is not None:
+            return backend.compiled(
+                graph, donated, kinds, captured, out_tree, forwarded, self.device is not None
+            )
+        elsewhere = next((c for c in captured if isinstance(c, DeviceArray)), None)
+        if elsewhere is not None:
+            text = f"the function closes over {describe(elsewhere)} on {elsewhere.device}, its arguments are on the cpu"
+            fix = f"pass it as an argument, or compile for there: jit(f, device={elsewhere.device!r})"
+            raise FgradDeviceError(message(self.call, text, fix))
         executable = _compiled(graph, donated, self.autotune)
         placed = getattr(executable.program, "placed", {})
         concrete = [c for c in captured if isinstance(c, ConcreteArray)]
@@ -354,6 +394,7 @@ def jit(
     static_argnames: str | Sequence[str] = (),
     donate: int | Sequence[int] = (),
     autotune: bool | None = None,
+    device: str | None = None,
 ) -> Any:
     """Compile `f` to one native program for each kind of arguments.
 
@@ -362,10 +403,13 @@ def jit(
         static_argnums, static_argnames: arguments that are not arrays; hashable; each value compiles its own program.
         donate: positions of arguments whose memory the outputs may take over (parameters, optimizer state). The donated
             arrays have no value afterwards; using one is an error.
-        autotune: whether to choose by measurement how heavy products and convolutions are computed, rather than by a cost model:
+        autotune: whether to choose by measurement how heavy products and convolutions are computed on the CPU, rather than by a cost model:
             compiling takes seconds longer (tens of them for a deep network), and the choices are kept in the disk cache, where later
             processes find them. Results agree up to rounding. None: as the environment variable `FGRAD_AUTOTUNE` says, which also
             counts for jitted functions differentiated outside `jit`; not without it.
+
+        device: where to compute: "cpu" or "cuda". Arguments on the CPU are then copied to the GPU at each call, results stay there. None:
+            where the arguments are (`fgrad.device_put`), and nothing is copied but numbers.
 
     An argument that `f` returns unchanged is handed back as it is (the same array, if it is one of fgrad's), so donating the result of such
     a call donates the argument too.
@@ -387,6 +431,8 @@ def jit(
     positions = as_tuple("static_argnums", int, static_argnums)
     names = as_tuple("static_argnames", str, static_argnames)
     donated = as_tuple("donate", int, donate)
+    if device is not None:
+        parse(device, "jit")
     if autotune is not None and not isinstance(autotune, bool):
         raise FgradTypeError(message("jit", f"autotune is {describe(autotune)}", "use True, False or None"))
 
@@ -399,7 +445,7 @@ def jit(
                     "write jit(f), then call it: jit(f)(x)",
                 )
             )
-        return Jitted(function, positions, names, donated, autotune)
+        return Jitted(function, positions, names, donated, autotune, device)
 
     return wrap if f is None else wrap(f)
 

@@ -215,6 +215,7 @@ def check_argument(x: Any, call: str) -> None:
         or is_scalar(x)
         or hasattr(x, "__array__")
         or hasattr(x, "__dlpack__")
+        or hasattr(x, "__cuda_array_interface__")  # which `as_array` says what to do with
     ):
         fix = "mark it static with static_argnums or static_argnames, or close over it"
         raise FgradTypeError(message(call, f"argument {describe(x)} is not an array", fix))

@@ -34,6 +34,15 @@ def autotune_wanted(given: bool | None) -> bool:
     return _variable("FGRAD_AUTOTUNE", False, "measure plans") if given is None else given
 
 
+def graphs_wanted() -> bool:
+    """Whether programs on a GPU are replayed as CUDA graphs, as the environment variable `FGRAD_CUDA_GRAPHS` says; yes without it.
+
+    Raises:
+        FgradValueError: the variable is neither yes nor no.
+    """
+    return _variable("FGRAD_CUDA_GRAPHS", True, "replay programs as CUDA graphs")
+
+
 winograd_allowed = _allowed.get
 """Whether compiled convolutions may use Winograd's algorithm here."""
 
@@ -61,3 +70,54 @@ def winograd(allowed: bool) -> Iterator[None]:
         yield
     finally:
         _allowed.reset(token)
+
+
+PRECISIONS = ("float32", "tf32", "bf16")
+_precision: ContextVar[str] = ContextVar("fgrad.matmul_precision", default="float32")
+matmul_precision_here = _precision.get
+"""How products of float32 arrays are computed on a GPU here."""
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """How products and convolutions of float32 arrays are computed on a GPU: `with fgrad.matmul_precision("tf32"): y = step(x)`.
+
+    "float32" (the default): in float32. "tf32": on tensor cores, operands rounded to TF32 (10 bits of fraction instead of 23).
+    "bf16": on tensor cores, operands rounded to bfloat16 (7 bits). Sums are float32 in all three. It counts where a
+    function is called; programs are compiled once for each choice. The CPU computes in float32 always.
+
+    Raises:
+        FgradValueError: `precision` is none of the three.
+    """
+    if precision not in PRECISIONS:
+        text = f"precision is {describe(precision)}"
+        raise FgradValueError(message("matmul_precision", text, f"use one of {', '.join(PRECISIONS)}"))
+    token = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+_host_ops: ContextVar[bool] = ContextVar("fgrad.host_ops", default=False)
+host_ops_allowed = _host_ops.get
+"""Whether programs on a GPU may leave operations without a kernel to NumPy here."""
+
+
+@contextmanager
+def host_ops(allowed: bool) -> Iterator[None]:
+    """Whether a program on a GPU may leave what has no kernel there (sorting, linear algebra, FFT, complex numbers) to NumPy.
+
+    Each such operation then waits for the device, copies its operands to the CPU and its results back. Without it (the
+    default) it is an error that names the operation and your line: nothing is copied silently.
+
+    Raises:
+        FgradTypeError: `allowed` is not a bool.
+    """
+    if not isinstance(allowed, bool):
+        raise FgradTypeError(message("host_ops", f"allowed is {describe(allowed)}", "use True or False"))
+    token = _host_ops.set(allowed)
+    try:
+        yield
+    finally:
+        _host_ops.reset(token)

@@ -1,0 +1,1 @@
+"""Running programs on an NVIDIA GPU, or in Numba's simulator of one."""

@@ -21,14 +21,14 @@ SOURCES = ("fgrad", "fgrad_nn")
 FLOORS: list[tuple[str, ...] | set[str]] = [
     ("errors", "tree", "dtypes", "memory"),
     ("ir", "show", "reference"),
-    ("array", "trace"),
+    ("array", "device", "trace"),
     ("ops", "convert"),
     ("transforms", "vectorize"),
     ("control",),
     ("codegen",),
     ("passes",),
     ("runtime",),
-    {"api", "autodiff", "jit", "numba_op", "numpy", "special", "random", "lax"},
+    {"api", "autodiff", "devices", "jit", "numba_op", "numpy", "special", "random", "lax"},
     ("__init__",),
     ("testing",),
 ]
@@ -47,6 +47,7 @@ LAZY = {
         "torch",
         "jax",
         "scipy",
+        "cuda",
     ),
 }
 

@@ -71,7 +71,7 @@ def elu(x: Any, alpha: float = 1.0) -> Array:
     """x where positive, else alpha * (exp(x) - 1)."""
     x = fnp.asarray(x)
     below = x <= 0
-    safe = fnp.where(below, x, fnp.zeros((), x.dtype))  # exp of large x would put inf * 0 into the gradient
+    safe = fnp.where(below, x, 0)  # exp of large x would put inf * 0 into the gradient
     return fnp.where(below, alpha * fnp.expm1(safe), x)
 
 

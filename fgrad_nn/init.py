@@ -58,19 +58,26 @@ def _fan(shape: tuple[int, ...], mode: str) -> int:
     return fans(shape)[mode == "fan_out"]
 
 
+def _filled(key: Any, shape: tuple[int, ...], value: float, dtype: Any) -> Array:
+    """On the device of the key, as random parameters are."""
+    if isinstance(key, Array):
+        return fnp.full_like(key, value, dtype, shape)
+    return fnp.full(shape, value, dtype)
+
+
 def zeros(key: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
-    """All zeros; the key is not used."""
-    return fnp.zeros(shape, dtype)
+    """All zeros; of the key nothing counts but its device."""
+    return _filled(key, shape, 0, dtype)
 
 
 def ones(key: Any, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
-    """All ones; the key is not used."""
-    return fnp.ones(shape, dtype)
+    """All ones; of the key nothing counts but its device."""
+    return _filled(key, shape, 1, dtype)
 
 
 def constant(value: float) -> Initializer:
     """An initialiser that fills with `value`."""
-    return lambda key, shape, dtype="float32": fnp.full(shape, value, dtype)
+    return lambda key, shape, dtype="float32": _filled(key, shape, value, dtype)
 
 
 def uniform(

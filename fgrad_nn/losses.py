@@ -92,18 +92,18 @@ def _check_labels(call: str, x: Array, labels: Array, axis: int) -> None:
 
 def _picked(x: Array, labels: Array, axis: int) -> Array:
     """x at the label along `axis`; NaN where the label is no class, so that a mistake under `jit` shows."""
-    number = lax.iota(x.shape, axis)
-    chosen = fnp.where(number == fnp.expand_dims(labels, axis), x, fnp.zeros((), x.dtype))
+    number = lax.iota(x.shape, axis, like=x)
+    chosen = fnp.where(number == fnp.expand_dims(labels, axis), x, 0)
     inside = (labels >= 0) & (labels < x.shape[axis])
-    return fnp.where(inside, fnp.sum(chosen, axis=axis), fnp.full((), float("nan"), x.dtype))
+    return fnp.where(inside, fnp.sum(chosen, axis=axis), float("nan"))
 
 
 def _of_labels(weight: Any, labels: Array, dtype: Any) -> Array:
     """The class weight of each label."""
     table = fnp.asarray(weight).astype(dtype)
     wide = (*labels.shape, table.shape[0])
-    mine = lax.iota(wide, labels.ndim) == fnp.expand_dims(labels, labels.ndim)
-    return fnp.sum(fnp.where(mine, table, fnp.zeros((), dtype)), axis=-1)
+    mine = lax.iota(wide, labels.ndim, like=labels) == fnp.expand_dims(labels, labels.ndim)
+    return fnp.sum(fnp.where(mine, table, 0), axis=-1)
 
 
 def _along(weight: Any, x: Array, axis: int, call: str) -> Array:
@@ -275,12 +275,10 @@ def bce(probs: Any, target: Any, *, weight: Any = None, reduction: str = "mean")
 
     def log(v: Array) -> Array:
         small = v <= 1e-38
-        return fnp.where(
-            small, fnp.full((), -100.0, v.dtype), fnp.log(fnp.where(small, fnp.ones((), v.dtype), v))
-        )
+        return fnp.where(small, -100.0, fnp.log(fnp.where(small, 1, v)))
 
     losses = -(y * log(p) + (1 - y) * log(1 - p))
-    losses = fnp.where((p >= 0) & (p <= 1), losses, fnp.full((), float("nan"), p.dtype))
+    losses = fnp.where((p >= 0) & (p <= 1), losses, float("nan"))
     return _reduced(
         "bce", losses if weight is None else losses * _factor("bce", "weight", weight, p), reduction
     )
@@ -309,8 +307,8 @@ def kl_div(log_probs: Any, target: Any, *, log_target: bool = False, reduction: 
         losses = fnp.exp(y) * (y - x)
     else:
         none = y <= 0
-        log_y = fnp.log(fnp.where(none, fnp.ones((), y.dtype), y))
-        losses = fnp.where(none, fnp.zeros((), y.dtype), y * (log_y - x))
+        log_y = fnp.log(fnp.where(none, 1, y))
+        losses = fnp.where(none, 0, y * (log_y - x))
     if reduction == "batchmean":
         if x.ndim == 0:
             raise FgradTypeError(message("kl_div", f"{describe(x)} has no batch axis", "use reduction='sum'"))

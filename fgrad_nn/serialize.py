@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from fgrad import FgradDeviceError, device_put
 from fgrad import tree as pytree
 from fgrad.array import Array, from_numpy
 from fgrad.errors import FgradError, describe, message, missing_extra
@@ -66,6 +67,7 @@ def save(
     Raises:
         CheckpointError: a leaf that the format cannot hold, two leaves of one name, metadata that are not strings,
             a file that cannot be written.
+        FgradDeviceError: an array on a GPU: save what `fgrad.device_get(tree)` returns.
         ImportError: safetensors is not installed (extra ``data``).
     """
     _write("save", path, _named_arrays("save", tree), step, metadata)
@@ -101,7 +103,7 @@ def load(path: str | os.PathLike[str], *, nested: bool = True) -> dict[str, Any]
 def load_into(path: str | os.PathLike[str], like: Any, *, strict: bool = True) -> Any:
     """The arrays of a safetensors file in the structure of ``like``, each with the kind of the leaf it takes the place of.
 
-    A leaf that is an fgrad array gives an fgrad array, a Python number gives a Python number, anything else with a
+    A leaf that is an fgrad array gives an fgrad array (on the device where the leaf is), a Python number gives a Python number, anything else with a
     shape and a dtype gives a NumPy array. With ``strict=False`` entries that ``like`` has no place for are left out.
     A PyTorch ``state_dict`` with batch norm holds our params and our state under one set of names:
 
@@ -188,6 +190,9 @@ def _named_arrays(call: str, tree: Any) -> dict[str, np.ndarray]:
         if name in result:
             problem = f"two entries have the name {name!r}"
             raise CheckpointError(message(call, problem, "use keys without dots, or rename one of them"))
+        if isinstance(leaf, Array) and getattr(leaf, "device", "cpu") != "cpu":
+            problem = f"entry {name!r}, {describe(leaf)}, is on {leaf.device}, and nothing is copied from there silently"
+            raise FgradDeviceError(message(call, problem, "save what fgrad.device_get(tree) returns"))
         # Not ascontiguousarray, which gives an array without axes one.
         array = np.asarray(leaf, order="C")
         if not array.dtype.isnative:
@@ -289,7 +294,9 @@ def _fill(
 def _as_leaf(array: np.ndarray, leaf: Any) -> Any:
     if isinstance(leaf, (bool, int, float, complex)) and array.ndim == 0:
         return array.item()
-    return from_numpy(array) if isinstance(leaf, Array) else array
+    if not isinstance(leaf, Array):
+        return array
+    return device_put(from_numpy(array), getattr(leaf, "device", "cpu"))
 
 
 def _shorten(items: list[str]) -> str:

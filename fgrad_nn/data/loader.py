@@ -5,6 +5,9 @@ A data set that lies in memory as two arrays is read by the compiled program its
     x = jit(lambda images, index, key, i: transform(images[index], fold_in(key, i)))
 
 so that a batch costs one pass over its pixels and no Python for each example.
+
+With ``device="cuda"`` batches are prepared on the CPU all the same, and the data set stays there. A finished batch is put on the GPU
+by `fgrad.device_put`, which nobody waits for: the copy runs beside the steps that are queued.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import fgrad.numpy as fnp
-from fgrad import get_num_threads, jit, random, tree
+from fgrad import default_device, device_put, get_num_threads, jit, random, tree
 from fgrad.array import Array
 from fgrad.errors import FgradTypeError, FgradValueError, describe, message
 from fgrad_nn.data.prefetch import Batches
@@ -47,11 +50,14 @@ class DataLoader:
             once a batch.
         prefetch: how many batches a thread prepares ahead; 0 prepares each when it is asked for. By default 2 where the
             examples are Python's work; of arrays 1 for large batches and 0 for small ones, which compiled code prepares
-            faster than a thread can hand them over. Give it where the arrays are a file (`numpy.memmap`).
+            faster than a thread can hand them over. Give it where the arrays are a file (`numpy.memmap`). On a GPU always 2:
+            the thread prepares and sends while the program queues steps.
+        device: where batches are: the CPU, or "cuda". Transforms and ``collate`` run on the CPU in either case.
 
     Raises:
         FgradTypeError, FgradValueError: arguments that do not fit together. What goes wrong in the thread is raised by
             the iteration that waits for the batch.
+        ImportError, FgradError: computing on ``device`` needs what is not there.
     """
 
     def __init__(
@@ -65,7 +71,11 @@ class DataLoader:
         transform: Callable[..., Any] | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
         prefetch: int | None = None,
+        device: str | None = None,
     ):
+        if device is not None:
+            device_put((), device)  # what is missing is better said here than by the first batch
+        self.device = device
         if collate is not None and not callable(collate):
             problem = f"collate={describe(collate)}"
             raise FgradTypeError(message("DataLoader", problem, "give a function of a list of examples"))
@@ -74,7 +84,8 @@ class DataLoader:
             problem = f"{describe(data)} is neither a data set nor a pair of arrays"
             raise FgradTypeError(message("DataLoader", problem, "give MNIST(…), or (images, labels)"))
         if prefetch is None:
-            prefetch = 2 if self._arrays is None else _worth_a_thread(self._arrays[0], batch_size)
+            many = self._arrays is None or device not in (None, "cpu")
+            prefetch = 2 if many else _worth_a_thread(self._arrays[0], batch_size)  # type: ignore[index]
         for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
             if not isinstance(value, numbers.Integral) or value < least:
                 problem = f"{name}={value!r} is not an int of at least {least}"
@@ -84,6 +95,9 @@ class DataLoader:
         if key is not None and not (hasattr(key, "dtype") and hasattr(key, "shape")):
             problem = f"key={describe(key)} is not a random key"
             raise FgradTypeError(message("DataLoader", problem, "make one: fgrad.random.key(0)"))
+        if isinstance(key, Array) and getattr(key, "device", "cpu") != "cpu":
+            problem = f"the random key is on {key.device}, and batches are prepared on the CPU"
+            raise FgradTypeError(message("DataLoader", problem, "pass key=fgrad.device_get(key)"))
         self._keyed = transform is not None and takes_key(transform)
         if key is None and (shuffle or self._keyed):
             what = "shuffle=True" if shuffle else f"the transform {describe(transform)}"
@@ -134,11 +148,18 @@ class DataLoader:
         return order, transforms
 
     def _make(self, epoch: int) -> Iterator[Any]:
-        order, key = self.order(epoch) if self.shuffle else None, self._keys(epoch)[1]
+        with default_device("cpu"):
+            order, key = self.order(epoch) if self.shuffle else None, self._keys(epoch)[1]
         make = self._of_examples if self._arrays is None else self._of_arrays
         for i in range(len(self)):
             rows = slice(i * self.batch_size, min((i + 1) * self.batch_size, self._count))
-            yield make(rows if order is None else order[rows], (key, i) if self._keyed else ())
+            # (No variable holds what is handed over: it could not be donated, nor its memory be used for the batch after.)
+            yield self._placed(make, rows if order is None else order[rows], (key, i) if self._keyed else ())
+
+    def _placed(self, make: Callable[..., Any], index: Any, seed: tuple[Any, ...]) -> Any:
+        with default_device("cpu"):  # whatever the program around computes on
+            batch = make(index, seed)
+        return batch if self.device is None else device_put(batch, self.device)
 
     def _of_arrays(self, index: Any, seed: tuple[Any, ...]) -> tuple[Array, Array]:
         assert self._arrays is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fgrad import Array, lax
-from fgrad.errors import FgradError, describe
+from fgrad.errors import FgradDeviceError, FgradError, describe
 from fgrad_nn import init
 from fgrad_nn.layers.check import images, is_int, param, positive, required
 from fgrad_nn.layers.linear import weight_and_bias
@@ -80,6 +80,8 @@ class _Conv(Module):
         x, single = images(self, p, x, self.spatial, self.in_channels, weight.dtype)
         try:
             y = self.convolve(x, weight)
+        except FgradDeviceError:
+            raise
         except FgradError as e:
             problem = str(e).split("\n")[0]
             raise layer_error(

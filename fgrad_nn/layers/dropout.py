@@ -35,7 +35,7 @@ class Dropout(Module):
 
     def _dropped(self, p: Bound, x: Array, shape: tuple[int, ...]) -> Array:
         keep = random.bernoulli(p.key(), 1 - self.p, shape)
-        return fnp.where(keep, x / (1 - self.p) if self.p < 1 else x, fnp.zeros((), x.dtype))
+        return fnp.where(keep, x / (1 - self.p) if self.p < 1 else x, 0)
 
 
 class Dropout2d(Dropout):

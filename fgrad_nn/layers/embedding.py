@@ -42,8 +42,8 @@ class Embedding(Module):
             else random.normal(key, shape, self.dtype)
         )
         if self.padding_idx is not None:
-            padding = lax.iota(shape) == self.padding_idx % self.num_embeddings
-            weight = fnp.where(padding, fnp.zeros((), weight.dtype), weight)
+            padding = lax.iota(shape, like=key) == self.padding_idx % self.num_embeddings
+            weight = fnp.where(padding, 0, weight)
         return {"weight": weight}
 
     def forward(self, p: Bound, x: Any) -> Array:
@@ -56,7 +56,7 @@ class Embedding(Module):
         if values is None:
             # -1 would read the last row: it is sent to where the check of the compiled gather finds it.
             x = x.astype("int64")
-            x = fnp.where(x < 0, fnp.full((), self.num_embeddings, "int64"), x)
+            x = fnp.where(x < 0, self.num_embeddings, x)
         else:
             outside = values[(values < 0) | (values >= self.num_embeddings)]
             if outside.size:

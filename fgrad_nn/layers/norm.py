@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import fgrad.numpy as fnp
 from fgrad import Array, lax
 from fgrad.errors import describe
+from fgrad_nn.init import ones, zeros
 from fgrad_nn.layers.check import array_input, param, positive, required, state_entry
 from fgrad_nn.module import Bound, Module, layer_error
 
@@ -34,7 +35,7 @@ class _BatchNorm(Module):
 
     def init(self, key: Array) -> dict[str, Array]:
         n = (self.num_features,)
-        return {"weight": fnp.ones(n, self.dtype), "bias": fnp.zeros(n, self.dtype)} if self.affine else {}
+        return {"weight": ones(key, n, self.dtype), "bias": zeros(key, n, self.dtype)} if self.affine else {}
 
     def init_state(self) -> dict[str, Array]:
         if not self.track_running_stats:
@@ -145,8 +146,8 @@ class LayerNorm(_OverLastAxes):
     def init(self, key: Array) -> dict[str, Array]:
         if not self.elementwise_affine:
             return {}
-        params = {"weight": fnp.ones(self.shape, self.dtype)}
-        return {**params, "bias": fnp.zeros(self.shape, self.dtype)} if self.bias else params
+        params = {"weight": ones(key, self.shape, self.dtype)}
+        return {**params, "bias": zeros(key, self.shape, self.dtype)} if self.bias else params
 
     def forward(self, p: Bound, x: Any) -> Array:
         affine = self.elementwise_affine
@@ -169,7 +170,7 @@ class RMSNorm(_OverLastAxes):
     dtype: Any = "float32"
 
     def init(self, key: Array) -> dict[str, Array]:
-        return {"weight": fnp.ones(self.shape, self.dtype)} if self.elementwise_affine else {}
+        return {"weight": ones(key, self.shape, self.dtype)} if self.elementwise_affine else {}
 
     def forward(self, p: Bound, x: Any) -> Array:
         weight, _ = _scale_and_shift(self, p, self.shape, self.elementwise_affine, False)
@@ -232,7 +233,7 @@ class GroupNorm(Module):
 
     def init(self, key: Array) -> dict[str, Array]:
         n = (self.num_channels,)
-        return {"weight": fnp.ones(n, self.dtype), "bias": fnp.zeros(n, self.dtype)} if self.affine else {}
+        return {"weight": ones(key, n, self.dtype), "bias": zeros(key, n, self.dtype)} if self.affine else {}
 
     def forward(self, p: Bound, x: Any) -> Array:
         weight, bias = _scale_and_shift(self, p, (self.num_channels,), self.affine, self.affine)

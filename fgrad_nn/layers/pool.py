@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import fgrad.numpy as fnp
 from fgrad import Array, lax
-from fgrad.errors import FgradError, describe
+from fgrad.errors import FgradDeviceError, FgradError, describe
 from fgrad_nn.layers.check import images, is_int, positive, required
 from fgrad_nn.layers.conv import per_axis
 from fgrad_nn.module import Bound, Module, layer_error
@@ -42,6 +42,8 @@ class _Pool(Module):
         x, single = images(self, p, x, self.spatial, None)
         try:
             y = self.pool(x)
+        except FgradDeviceError:
+            raise
         except FgradError as e:
             problem = str(e).split("\n")[0]
             raise layer_error(

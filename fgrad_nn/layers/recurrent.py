@@ -94,7 +94,7 @@ class _Recurrent(Module):
             x = x[:, None]
         elif self.batch_first:
             x = fnp.swapaxes(x, 0, 1)
-        first = self._start(p, state, x.shape[1], single, dtype)
+        first = self._start(p, state, x, single)
         last: list[State] = []
         for n in range(self.num_layers):
             outs = []
@@ -106,7 +106,7 @@ class _Recurrent(Module):
             x = outs[0] if len(outs) == 1 else fnp.concatenate(outs, axis=-1)
             if self.dropout and p.train and n < self.num_layers - 1:
                 keep = random.bernoulli(p.key(), 1 - self.dropout, x.shape)
-                x = fnp.where(keep, x / (1 - self.dropout), fnp.zeros((), dtype))
+                x = fnp.where(keep, x / (1 - self.dropout), 0)
         ends = tuple(fnp.stack([end[n] for end in last]) for n in range(self._STATES))
         if single:
             x, ends = x[:, 0], tuple(e[:, 0] for e in ends)
@@ -114,11 +114,12 @@ class _Recurrent(Module):
             x = fnp.swapaxes(x, 0, 1)
         return x, ends if self._STATES > 1 else ends[0]
 
-    def _start(self, p: Bound, state: Any, batch: int, single: bool, dtype: Any) -> State:
+    def _start(self, p: Bound, state: Any, x: Array, single: bool) -> State:
         """The first state: for each of its arrays, (layers * directions, batch, hidden_size)."""
         count = self.num_layers * len(self._directions())
+        batch, dtype = x.shape[1], x.dtype
         if state is None:
-            return (fnp.zeros((count, batch, self.hidden_size), dtype),) * self._STATES
+            return (fnp.zeros_like(x, shape=(count, batch, self.hidden_size)),) * self._STATES
         given = state if self._STATES > 1 else (state,)
         wanted = (count, self.hidden_size) if single else (count, batch, self.hidden_size)
         text = "a pair (h, c) of arrays" if self._STATES > 1 else "an array"

@@ -69,7 +69,7 @@ def _adam(
     check_fraction(call, **{"betas[0]": b1, "betas[1]": b2})
 
     def init(params: Any) -> AdamState:
-        return AdamState(first_step(), zeros_like(params), zeros_like(params))
+        return AdamState(first_step(params), zeros_like(params), zeros_like(params))
 
     def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
         check_state(call, state, AdamState)

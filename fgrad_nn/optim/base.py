@@ -72,9 +72,10 @@ def check_state(call: str, state: Any, kind: type) -> None:
         raise FgradTypeError(message(call, f"the state must be {kind.__name__}, got {got}", fix))
 
 
-def first_step() -> Array:
-    """The step counter of a new state."""
-    return fnp.zeros((), "int64")
+def first_step(params: Any) -> Array:
+    """The step counter of a new state, on the device of the params."""
+    leaves = tree.leaves(params)
+    return fnp.zeros_like(leaves[0], "int64", ()) if leaves else fnp.zeros((), "int64")
 
 
 def zeros_like(params: Any) -> Any:

@@ -49,7 +49,7 @@ def rmsprop(
 
     def init(params: Any) -> RMSPropState:
         return RMSPropState(
-            first_step(),
+            first_step(params),
             zeros_like(params),
             zeros_like(params) if centered else None,
             zeros_like(params) if momentum else None,

@@ -44,7 +44,7 @@ def sgd(
         )
 
     def init(params: Any) -> SGDState:
-        return SGDState(first_step(), zeros_like(params) if momentum else None)
+        return SGDState(first_step(params), zeros_like(params) if momentum else None)
 
     def update(grads: Any, state: SGDState, params: Any = None) -> tuple[Any, SGDState]:
         check_state("sgd", state, SGDState)

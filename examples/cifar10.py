@@ -92,7 +92,7 @@ def plot(folder, losses, photographs, predicted):
 
 
 def main():
-    parser = common.command_line(__doc__, epochs=2, name="cifar10")
+    parser = common.command_line(__doc__, epochs=2, name="cifar10", batch=4)
     parser.add_argument(
         "--plot", type=pathlib.Path, metavar="FOLDER", help="write loss.png and predictions.png there"
     )
@@ -105,24 +105,31 @@ def main():
     moved = [RandomCrop(32, padding=4), RandomHorizontalFlip()] if args.augment else []
     photographs = CIFAR10(args.data_dir, train=False)
     train = DataLoader(
-        CIFAR10(args.data_dir), 4, shuffle=True, key=data_key, transform=Compose([*moved, *scale])
+        CIFAR10(args.data_dir),
+        args.batch_size or 4,
+        shuffle=True,
+        key=data_key,
+        transform=Compose([*moved, *scale]),
+        device=args.device,
     )
-    test = DataLoader(photographs, 1000, transform=Compose(scale))
+    test = DataLoader(photographs, args.batch_size or 1000, transform=Compose(scale), device=args.device)
 
     params = net.init(init_key)
-    opt_state = optimizer.init(params)
+    params, opt_state = fgrad.device_put((params, optimizer.init(params)), args.device)
     print(net)
     losses = []
     for epoch in range(1, args.epochs + 1):
         begun = time.perf_counter()
         for x, y in (bar := common.progress(train, f"epoch {epoch}", args.limit)):
             params, opt_state, loss = step(params, opt_state, x, y)
-            losses.append(float(loss))
+            losses.append(loss)
             if len(losses) % 500 == 0:  # the loss of four images says little: show the mean of many
+                losses = [float(loss) for loss in losses]  # (reading a number waits for a GPU)
                 bar.set_postfix_str(f"loss {np.mean(losses[-500:]):.3f}", refresh=False)
+        losses = [float(loss) for loss in losses]
         print(f"epoch {epoch}: loss {np.mean(losses[-bar.n :]):.4f}, {time.perf_counter() - begun:.1f} s")
 
-    params = common.saved_and_loaded(args.save, params)
+    params = common.saved_and_loaded(args.save, params, args.device)
     predicted, true = common.predictions(predict, params, common.progress(test, "test", args.limit))
     if args.plot:
         plot(args.plot, losses, photographs, predicted)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+import fgrad
 import fgrad_nn as nn
 from fgrad import tree
 
 
-def command_line(doc: str, *, epochs: int, name: str) -> argparse.ArgumentParser:
+def command_line(doc: str, *, epochs: int, name: str, batch: int) -> argparse.ArgumentParser:
     """The options that every example has. `doc` begins with one line on what it does; `name` names its weights."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     option = parser.add_argument
@@ -23,7 +24,13 @@ def command_line(doc: str, *, epochs: int, name: str) -> argparse.ArgumentParser
         "--epochs", type=positive, default=epochs, help="passes over the training set (default: %(default)s)"
     )
     option("--seed", type=int, default=0, help="equal seeds give equal runs (default: %(default)s)")
-    option("--device", type=cpu, default="cpu", help="where to compute: so far the cpu (the default)")
+    option("--device", type=device, default="cpu", help="where to compute: cpu (the default) or cuda")
+    option(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help=f"examples a step, and a step of the test (default: {batch} and 1000)",
+    )
     option(
         "--data-dir",
         help="where data are, or are downloaded to (default: $FGRAD_DATA_DIR, else ~/.cache/fgrad)",
@@ -45,11 +52,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def cpu(text: str) -> str:
-    if text != "cpu":
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not available: fgrad computes on the CPU only; use cpu"
-        )
+def device(text: str) -> str:
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: use cpu or cuda")
+    try:
+        fgrad.device_put(0.0, text)  # starts it
+    except (ImportError, fgrad.FgradError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not available here: {error}") from None
     return text
 
 
@@ -64,13 +73,14 @@ def predictions(
     predict: Callable[..., Any], params: Any, batches: Iterable[Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predicted and the true classes of all examples; `predict(params, x)` gives those of one batch."""
-    pairs = [(np.asarray(predict(params, x)), np.asarray(y)) for x, y in batches]
+    pairs = [[np.asarray(z) for z in fgrad.device_get((predict(params, x), y))] for x, y in batches]
     predicted, true = zip(*pairs, strict=True)
     return np.concatenate(predicted), np.concatenate(true)
 
 
-def saved_and_loaded(path: pathlib.Path, params: Any) -> Any:
+def saved_and_loaded(path: pathlib.Path, params: Any, device: str) -> Any:
     """`params` as they come back from the file: what is evaluated is what was saved."""
+    params = fgrad.device_get(params)
     nn.save(path, params)
     print(f"saved {sum(leaf.size for leaf in tree.leaves(params)):,} parameters to {path}")
-    return nn.load_into(path, like=params)
+    return fgrad.device_put(nn.load_into(path, like=params), device)

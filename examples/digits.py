@@ -8,6 +8,7 @@ compiles to one native program. The images are shifted at random while training,
 """
 
 import time
+from itertools import islice
 
 import common
 
@@ -53,14 +54,17 @@ def predict(params, x):
 
 
 def main():
-    args = common.command_line(__doc__, epochs=EPOCHS, name="digits").parse_args()
+    args = common.command_line(__doc__, epochs=EPOCHS, name="digits", batch=BATCH).parse_args()
     init_key, data_key = random.split(random.key(args.seed))
     shift = Compose([RandomCrop(8, padding=1), ToFloat()])
-    train = DataLoader(Digits(), BATCH, shuffle=True, drop_last=True, key=data_key, transform=shift)
-    test = DataLoader(Digits(train=False), 360, transform=ToFloat())
+    batch, there = args.batch_size or BATCH, args.device
+    train = DataLoader(
+        Digits(), batch, shuffle=True, drop_last=True, key=data_key, transform=shift, device=there
+    )
+    test = DataLoader(Digits(train=False), args.batch_size or 360, transform=ToFloat(), device=there)
 
     params = net.init(init_key)
-    opt_state = optimizer.init(params)
+    params, opt_state = fgrad.device_put((params, optimizer.init(params)), there)
     print(net)
     x, y = next(train.batches(0))
     print("\nThe training step, compiled:", step.lower(params, opt_state, x, y).show(), sep="\n", end="\n\n")
@@ -68,11 +72,14 @@ def main():
     begun = time.perf_counter()
     for x, y in (bar := common.progress(train, "training", args.limit, args.epochs)):
         params, opt_state, loss = step(params, opt_state, x, y)
-        bar.set_postfix_str(f"loss {float(loss):.4f}", refresh=False)
+        if (
+            bar.n % 20 == 0
+        ):  # reading a number waits for a GPU, which else goes on while Python prepares the next step
+            bar.set_postfix_str(f"loss {float(loss):.4f}", refresh=False)
     print(f"{bar.n} steps in {time.perf_counter() - begun:.1f} s")
 
-    params = common.saved_and_loaded(args.save, params)
-    predicted, true = common.predictions(predict, params, test)
+    params = common.saved_and_loaded(args.save, params, there)
+    predicted, true = common.predictions(predict, params, islice(test, args.limit))
     print(f"test accuracy: {100 * (predicted == true).mean():.2f} %")
 
 

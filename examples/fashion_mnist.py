@@ -7,6 +7,7 @@ and the accuracy can be watched growing.
 """
 
 import time
+from itertools import islice
 
 import common
 
@@ -45,31 +46,36 @@ def predict(params, x):
 
 
 def main():
-    args = common.command_line(__doc__, epochs=5, name="fashion_mnist").parse_args()
+    args = common.command_line(__doc__, epochs=5, name="fashion_mnist", batch=64).parse_args()
     init_key, data_key = random.split(random.key(args.seed))
     clothes = FashionMNIST(args.data_dir)
-    train = DataLoader(clothes, 64, shuffle=True, key=data_key, transform=ToFloat())
-    test = DataLoader(FashionMNIST(args.data_dir, train=False), 1000, transform=ToFloat())
+    how = {"transform": ToFloat(), "device": args.device}
+    train = DataLoader(clothes, args.batch_size or 64, shuffle=True, key=data_key, **how)
+    test = DataLoader(FashionMNIST(args.data_dir, train=False), args.batch_size or 1000, **how)
 
     params = net.init(init_key)
-    opt_state = optimizer.init(params)
+    params, opt_state = fgrad.device_put((params, optimizer.init(params)), args.device)
     print(net)
     for epoch in range(1, args.epochs + 1):
         begun, losses = time.perf_counter(), []
         for x, y in (bar := common.progress(train, f"epoch {epoch}", args.limit)):
             params, opt_state, loss = step(params, opt_state, x, y)
-            losses.append(float(loss))
-            bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
+            losses.append(loss)
+            if (
+                bar.n % 50 == 0
+            ):  # reading a number waits for a GPU, which else goes on while Python prepares the next step
+                bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
+        losses = [float(loss) for loss in losses]
         seconds = time.perf_counter() - begun
-        predicted, true = common.predictions(predict, params, test)
+        predicted, true = common.predictions(predict, params, islice(test, args.limit))
         correct = 100 * (predicted == true).mean()
         print(
             f"epoch {epoch}: loss {sum(losses) / len(losses):.4f}, {seconds:.1f} s, {correct:.1f} % of the test images"
         )
 
-    params = common.saved_and_loaded(args.save, params)
-    predicted, true = common.predictions(predict, params, test)
-    for i in range(5):
+    params = common.saved_and_loaded(args.save, params, args.device)
+    predicted, true = common.predictions(predict, params, islice(test, args.limit))
+    for i in range(min(5, len(predicted))):
         print(f"test image {i}: looks like {clothes.classes[predicted[i]]}, is {clothes.classes[true[i]]}")
     print(f"test accuracy: {100 * (predicted == true).mean():.2f} %")
 

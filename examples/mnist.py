@@ -56,24 +56,29 @@ def predict(params, x):
 
 
 def main():
-    args = common.command_line(__doc__, epochs=2, name="mnist").parse_args()
+    args = common.command_line(__doc__, epochs=2, name="mnist", batch=64).parse_args()
     init_key, data_key = random.split(random.key(args.seed))
     prepare = Compose([ToFloat(), Normalize(0.1307, 0.3081)])  # mean and deviation of the training pixels
-    train = DataLoader(MNIST(args.data_dir), 64, shuffle=True, key=data_key, transform=prepare)
-    test = DataLoader(MNIST(args.data_dir, train=False), 1000, transform=prepare)
+    how = {"transform": prepare, "device": args.device}
+    train = DataLoader(MNIST(args.data_dir), args.batch_size or 64, shuffle=True, key=data_key, **how)
+    test = DataLoader(MNIST(args.data_dir, train=False), args.batch_size or 1000, **how)
 
     params = net.init(init_key)
-    opt_state = optimizer.init(params)
+    params, opt_state = fgrad.device_put((params, optimizer.init(params)), args.device)
     print(net)
     for epoch in range(1, args.epochs + 1):
         begun, losses = time.perf_counter(), []
         for x, y in (bar := common.progress(train, f"epoch {epoch}", args.limit)):
             params, opt_state, loss = step(params, opt_state, x, y)
-            losses.append(float(loss))
-            bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
+            losses.append(loss)
+            if (
+                bar.n % 50 == 0
+            ):  # reading a number waits for a GPU, which else goes on while Python prepares the next step
+                bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
+        losses = [float(loss) for loss in losses]
         print(f"epoch {epoch}: loss {sum(losses) / len(losses):.4f}, {time.perf_counter() - begun:.1f} s")
 
-    params = common.saved_and_loaded(args.save, params)
+    params = common.saved_and_loaded(args.save, params, args.device)
     predicted, true = common.predictions(predict, params, common.progress(test, "test", args.limit))
     print(f"test accuracy: {100 * (predicted == true).mean():.2f} %")
 

@@ -229,7 +229,7 @@ def lstm(o: SimpleNamespace, p: Any, x: Any, y: Any) -> Any:
 
 def torch_lstm(torch: Any, p: Any, x: Any, y: Any) -> Any:
     f = torch.nn.functional
-    zeros = torch.zeros(1, x.shape[1], HIDDEN)
+    zeros = torch.zeros(1, x.shape[1], HIDDEN, device=x.device)
     weights = [p["ih.weight"], p["hh.weight"], p["ih.bias"], p["hh.bias"]]
     _, h, _ = torch._VF.lstm(x, (zeros, zeros), weights, True, 1, 0.0, True, False, False)
     return f.cross_entropy(f.linear(h[0], p["fc.weight"], p["fc.bias"]), y)

@@ -10,6 +10,7 @@ python benchmarks/products.py --json benchmarks/results/products.json
 python benchmarks/contraction.py --json benchmarks/results/contraction.json
 python benchmarks/operations.py --json benchmarks/results/operations.json
 python benchmarks/overhead.py --json benchmarks/results/overhead.json
+python benchmarks/gpu.py --json benchmarks/results/cuda.json          (on a machine with an NVIDIA GPU)
 python benchmarks/report.py
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import report_gpu  # noqa: E402
 import report_operations  # noqa: E402
 from limits import tables as limit_tables  # noqa: E402
 from timing import table  # noqa: E402
@@ -33,6 +35,7 @@ PROFILE = (
     "<!-- profile: written by benchmarks/report.py -->",
     "<!-- end of profile -->",
 )
+CUDA = ("<!-- cuda: written by benchmarks/report.py -->", "<!-- end of cuda -->")
 BEGIN, END = "<!-- measured: written by benchmarks/report.py -->", "<!-- end of measured -->"
 
 
@@ -217,6 +220,12 @@ def limits() -> str:
     return f"{text}{limit_tables(json.loads(found.read_text()))}\n"
 
 
+def cuda() -> str:
+    """What `gpu.py` measured, or that nothing was."""
+    found = HERE / "results" / "cuda.json"
+    return report_gpu.tables(json.loads(found.read_text())) if found.exists() else report_gpu.NOTHING
+
+
 def profile() -> str:
     """What `fgrad.profile` prints for a training step of W3, if `profile_w3.py` has left it."""
     found = HERE / "results" / "profile_w3.json"
@@ -264,6 +273,7 @@ starting up in a new process (`benchmarks/startup.py`):
     new = before + text + rest.split(END, 1)[1]
     if shown := profile():
         new = between(new, PROFILE, shown)
+    new = between(new, CUDA, cuda())
     readme.write_text(new)
     print(f"written to {readme}")
 

@@ -69,7 +69,8 @@ class Workload:
 # ------------------------------------------------------------------------------------------------ the two functional libraries
 
 
-def fgrad_ops() -> SimpleNamespace:
+def fgrad_ops(device: str | None = None) -> SimpleNamespace:
+    """`device`: where arrays are put and steps are compiled for; None: the CPU."""
     import fgrad
     import fgrad.numpy as fnp
     from fgrad import lax, special, tree
@@ -89,10 +90,10 @@ def fgrad_ops() -> SimpleNamespace:
         stop=fgrad.stop_gradient,
         one_hot=one_hot,
         value_and_grad=fgrad.value_and_grad,
-        jit=lambda f: fgrad.jit(f, donate=(0, 1)),
-        jit_plain=fgrad.jit,
+        jit=lambda f: fgrad.jit(f, donate=(0, 1), device=device),
+        jit_plain=lambda f: fgrad.jit(f, device=device),
         map=tree.map,
-        array=fnp.asarray,
+        array=fnp.asarray if device is None else lambda x: fgrad.device_put(x, device),
         wait=lambda x: x,
     )
 
@@ -213,27 +214,35 @@ def functional_step(o: SimpleNamespace, w: Workload, compiled: bool = True) -> t
 # ------------------------------------------------------------------------------------------------ PyTorch
 
 
-def _torch_stats(torch: Any, w: Workload) -> tuple[Any, ...]:
-    return ({k: torch.from_numpy(v) for k, v in w.stats().items()},) if w.stats else ()
+def _torch_stats(torch: Any, w: Workload, device: str) -> tuple[Any, ...]:
+    return ({k: torch.from_numpy(v).to(device) for k, v in w.stats().items()},) if w.stats else ()
 
 
-def torch_step(w: Workload, compiled: bool = False) -> tuple[Step, Callable[[], Any]]:
-    """The step as PyTorch users write it; `compiled`: with the loss under `torch.compile`."""
+def torch_step(
+    w: Workload,
+    compiled: bool = False,
+    device: str = "cpu",
+    mode: str | None = None,
+    capturable: bool = False,
+) -> tuple[Step, Callable[[], Any]]:
+    """The step as PyTorch users write it; `compiled`: with the loss under `torch.compile`, in one of its modes. `capturable`: so that a
+    CUDA graph may be made of the step."""
     import torch
 
     rng = np.random.default_rng(0)
     start = w.params(rng)
-    batch = [torch.from_numpy(b) for b in w.batch(rng)]
+    batch = [torch.from_numpy(b).to(device) for b in w.batch(rng)]
 
     def fresh() -> dict[str, Any]:
-        return {k: torch.from_numpy(v.copy()).requires_grad_() for k, v in start.items()}
+        return {k: torch.from_numpy(v.copy()).to(device).requires_grad_() for k, v in start.items()}
 
-    params, stats = fresh(), _torch_stats(torch, w)
+    params, stats = fresh(), _torch_stats(torch, w, device)
+    options = {"capturable": True} if capturable else {}
     makers: dict[str, Any] = {
         "sgd": lambda: torch.optim.SGD(params.values(), lr=w.lr),
         "momentum": lambda: torch.optim.SGD(params.values(), lr=w.lr, momentum=0.9),
-        "adam": lambda: torch.optim.Adam(params.values(), lr=w.lr),
-        "adamw": lambda: torch.optim.AdamW(params.values(), lr=w.lr),
+        "adam": lambda: torch.optim.Adam(params.values(), lr=w.lr, **options),
+        "adamw": lambda: torch.optim.AdamW(params.values(), lr=w.lr, **options),
     }
     optimizer = makers[w.optimizer]() if w.optimizer in makers else None
 
@@ -241,9 +250,11 @@ def torch_step(w: Workload, compiled: bool = False) -> tuple[Step, Callable[[], 
         value = w.torch_loss(torch, p, *stats, *xs)
         return value[0] if w.stats else value
 
-    loss = torch.compile(plain) if compiled else plain
+    loss = torch.compile(plain, mode=mode) if compiled else plain
 
     def once() -> Any:
+        if mode is not None:
+            torch.compiler.cudagraph_mark_step_begin()
         if optimizer is None:
             for p in params.values():
                 p.grad = None
@@ -257,19 +268,22 @@ def torch_step(w: Workload, compiled: bool = False) -> tuple[Step, Callable[[], 
 
     def gradients() -> Any:
         p = fresh()
-        loss(p, _torch_stats(torch, w), *batch).backward()
+        loss(p, _torch_stats(torch, w, device), *batch).backward()
         return {k: v.grad for k, v in p.items()}
 
     return once, gradients
 
 
-def torch_whole_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
-    """The whole step, written with `torch.func`, under `torch.compile`."""
+def torch_whole_step(
+    w: Workload, device: str = "cpu", mode: str | None = None
+) -> tuple[Step, Callable[[], Any]]:
+    """The whole step, written with `torch.func`, under `torch.compile`, in one of its modes."""
     import torch
+    from torch.utils import _pytree as pytree
 
     rng = np.random.default_rng(0)
     start = w.params(rng)
-    batch = [torch.from_numpy(b) for b in w.batch(rng)]
+    batch = [torch.from_numpy(b).to(device) for b in w.batch(rng)]
 
     def value_and_grad(f: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
         def both(p: Any) -> Any:
@@ -284,12 +298,21 @@ def torch_whole_step(w: Workload) -> tuple[Step, Callable[[], Any]]:
         map=lambda f, first, *rest: {k: f(v, *(r[k] for r in rest)) for k, v in first.items()},
     )
     in_torch = replace(w, loss=lambda o, *xs: w.torch_loss(torch, *xs))
-    step = torch.compile(whole_step(o, in_torch))
-    array = lambda v: torch.from_numpy(v.copy())
+    step = torch.compile(whole_step(o, in_torch), mode=mode)
+    array = lambda v: torch.from_numpy(v.copy()).to(device)
     held = [{k: array(v) for k, v in start.items()}, functional_state(w, start, array)]
+    fixed = pytree.tree_leaves(held) if mode is not None and w.optimizer != "none" else []
+    for t in fixed:
+        torch._dynamo.mark_static_address(t)
 
     def once() -> Any:
-        held[0], held[1], value, *_ = step(held[0], held[1], *batch)
+        if mode is not None:
+            torch.compiler.cudagraph_mark_step_begin()
+        *new, value = step(held[0], held[1], *batch)[:3]
+        if fixed:  # a graph's outputs are gone with its next replay
+            torch._foreach_copy_(fixed, pytree.tree_leaves(new))
+        elif w.optimizer != "none":
+            held[:] = new
         return value
 
     def gradients() -> Any:
@@ -383,6 +406,25 @@ WORKLOADS = {
             torch_lstm,
             "sgd",
             repeats=10,
+        ),
+    )
+}
+
+# Large enough to keep a GPU busy.
+LARGE = {
+    w.name: w
+    for w in (
+        replace(
+            WORKLOADS["W6"],
+            name="W6-128",
+            what="ResNet-18 (CIFAR stem), BatchNorm, SGD momentum, batch 128",
+            batch=images(128, 3, 32, 32),
+        ),
+        replace(
+            WORKLOADS["W7"],
+            name="W7-32M",
+            what="mean(tanh(a*x+b)*sigmoid(x)+exp(-x*x)), value and gradient, 32 M",
+            params=lambda rng: {"x": rng.normal(size=32_000_000).astype(np.float32)},
         ),
     )
 }

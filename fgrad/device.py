@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fgrad.array import Array, ConcreteArray, deleted, from_numpy, is_scalar, one_element
-from fgrad.errors import FgradDeviceError, FgradValueError, describe, message
+from fgrad.errors import FgradDeviceError, FgradTypeError, FgradValueError, describe, message
 from fgrad.ir import Primitive, Type
 
 
@@ -71,7 +71,28 @@ class Memory(Protocol):
     lent: bool
 
 
-class DeviceArray(Array):
+class Unseen(Array):
+    """An array whose elements NumPy cannot see: operators between it and NumPy's arrays are ours, NumPy's functions an error."""
+
+    __slots__ = ()
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        op = UFUNC_OPERATORS.get(ufunc.__name__)
+        if op is not None and method == "__call__" and not kwargs:
+            return op(*[x if isinstance(x, Array) or is_scalar(x) else from_numpy(x) for x in inputs])
+        raise self._foreign(ufunc.__name__)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func in (np.shape, np.ndim, np.size) and not kwargs and isinstance(args[0], Unseen):
+            return func(np.broadcast_to(np.False_, args[0].shape), *args[1:])
+        raise self._foreign(func.__name__)
+
+    def _foreign(self, name: str) -> FgradTypeError:
+        """The error of NumPy's function `name`."""
+        raise NotImplementedError
+
+
+class DeviceArray(Unseen):
     """An array in a device's memory, contiguous. `memory` is None after donation."""
 
     __slots__ = ("__weakref__", "memory", "type")
@@ -166,19 +187,6 @@ class DeviceArray(Array):
                 "fgrad.device_get(x) copies it to the CPU",
             )
         )
-
-    # Operators between NumPy's arrays and ours are ours: numbers go along, and the rest is the error of operands on two devices.
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        op = UFUNC_OPERATORS.get(ufunc.__name__)
-        if op is not None and method == "__call__" and not kwargs:
-            return op(*[x if isinstance(x, Array) or is_scalar(x) else from_numpy(x) for x in inputs])
-        raise self._foreign(ufunc.__name__)
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if func in (np.shape, np.ndim, np.size) and not kwargs and isinstance(args[0], DeviceArray):
-            return func(np.broadcast_to(np.False_, args[0].shape), *args[1:])
-        raise self._foreign(func.__name__)
 
     def _foreign(self, name: str) -> FgradDeviceError:
         text = f"NumPy cannot compute with {self.type} on {self.device}"

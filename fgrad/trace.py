@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from fgrad import show  # noqa: F401  (it gives graphs their text)
-from fgrad.array import Array, ConcreteArray, from_numpy, is_scalar, wrap
+from fgrad.array import Array, ConcreteArray, wrap
 from fgrad.device import (
-    UFUNC_OPERATORS,
+    Unseen,
     backend_of,
     constant,
     near,
@@ -113,7 +113,7 @@ class Trace:
         return [x for x, _ in self.captured.values()]
 
 
-class Tracer(Array):
+class Tracer(Unseen):
     """Stands for an array inside a trace. `value` is the array of the outer trace that it stands for, if that is known.
 
     `weak` is the Python type of an argument that was a bare scalar: it stays weak in promotion, as it is outside a trace."""
@@ -181,18 +181,7 @@ class Tracer(Array):
         return self._need("np.asarray(tracer)").__array__(dtype, copy)
 
     # NumPy's functions take arrays through `__array__` and return plain values: under `grad` outside `jit`, where values are
-    # known, the derivative would be lost without a word. Operators between an ndarray and a tracer stay ours.
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        op = UFUNC_OPERATORS.get(ufunc.__name__)
-        if op is not None and method == "__call__" and not kwargs:
-            return op(*[x if isinstance(x, Array) or is_scalar(x) else from_numpy(x) for x in inputs])
-        raise self._foreign(ufunc.__name__)
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if func in (np.shape, np.ndim, np.size) and not kwargs and isinstance(args[0], Tracer):
-            return func(np.broadcast_to(np.False_, args[0].shape), *args[1:])
-        raise self._foreign(func.__name__)
+    # known, the derivative would be lost without a word.
 
     def _foreign(self, name: str) -> TracerError:
         fix = f"call fgrad.numpy.{name} (or, for the bare value outside jit, NumPy on np.asarray(x))"

@@ -7,13 +7,7 @@ outside an array are errors there.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import pathlib
 import random
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -33,10 +27,9 @@ from fgrad.codegen.cuda.product import lower_contraction
 from fgrad.codegen.cuda.product_plan import Tile, plan_with_tile
 from fgrad.codegen.cuda.target import SIMULATED
 from fgrad.codegen.program import Buf, ContractStep
-from fgrad.runtime.cuda.adapter import installed
 from fgrad.runtime.interpret import contract
+from tests.runtime.cuda import simulated
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 SMALL = Tile(4, 4, 4, 2, 2)
 FOURS = Tile(8, 8, 4, 4, 4)  # sums in fours: vector accesses everywhere
 TALL = Tile(8, 16, 8, 8, 4)  # eight sums down, as two fours apart
@@ -170,34 +163,12 @@ product_cases()
 conv_cases()
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, str]:
-    if not installed():
-        pytest.skip("needs the package numba-cuda")
-    environment = {
-        **os.environ,
-        "NUMBA_ENABLE_CUDASIM": "1",
-        "FGRAD_CUDASIM_RACES": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
+@simulated.needed
 @pytest.mark.parametrize("name", CASES)
-def test_simulated(name, results):
-    assert not results[name], results[name]
+def test_simulated(name):
+    found = simulated.outcome(__file__)[name]
+    assert not found, found
 
 
 if __name__ == "__main__":
-    found = {}
-    for case, run in CASES.items():
-        try:
-            run()
-            found[case] = ""
-        except Exception:
-            found[case] = traceback.format_exc()
-    print(json.dumps(found))
+    simulated.report(CASES)

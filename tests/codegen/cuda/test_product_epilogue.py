@@ -5,13 +5,8 @@ As in `test_product.py`, this file run as a program does all cases in the simula
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +21,10 @@ from fgrad.codegen.cuda.target import SIMULATED
 from fgrad.codegen.program import ContractStep, Program, Step, walk
 from fgrad.ir import Type
 from fgrad.passes import compile_graph
-from fgrad.runtime.cuda.adapter import installed
 from fgrad.runtime.interpret import Interpreter
 from fgrad.trace import trace
+from tests.runtime.cuda import simulated
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 SMALL, FOURS = Tile(4, 4, 4, 2, 2), Tile(8, 8, 4, 4, 4)
 
 
@@ -154,26 +148,11 @@ def check(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, str]:
-    if not installed():
-        pytest.skip("needs the package numba-cuda")
-    environment = {
-        **os.environ,
-        "NUMBA_ENABLE_CUDASIM": "1",
-        "FGRAD_CUDASIM_RACES": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
+@simulated.needed
 @pytest.mark.parametrize("name", CASES)
-def test_simulated(name, results):
-    assert not results[name], results[name]
+def test_simulated(name):
+    found = simulated.outcome(__file__)[name]
+    assert not found, found
 
 
 # ------------------------------------------------------------------------------------------------ what is joined
@@ -204,11 +183,4 @@ def test_text_of_an_epilogue():
 
 
 if __name__ == "__main__":
-    found = {}
-    for case in CASES:
-        try:
-            check(case)
-            found[case] = ""
-        except Exception:
-            found[case] = traceback.format_exc()
-    print(json.dumps(found))
+    simulated.report({name: partial(check, name) for name in CASES})

@@ -5,13 +5,7 @@ As in `test_product.py`, this file run as a program does the cases that need Num
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -25,8 +19,8 @@ from fgrad.codegen.cuda.target import HOPPER, SIMULATED, TURING
 from fgrad.codegen.program import Buf, ContractStep
 from fgrad.runtime.cuda import adapter
 from fgrad.runtime.interpret import contract
+from tests.runtime.cuda import simulated
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 TF32, BF16 = Tile(16, 8, 8, 16, 8, "tf32"), Tile(16, 8, 16, 16, 8, "bf16")  # one instruction a step
 MORE = Tile(32, 16, 16, 16, 16, "tf32")  # two warps, of two instructions side by side and two steps
 MORE_BF16 = Tile(32, 16, 32, 16, 16, "bf16")
@@ -101,26 +95,11 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, str]:
-    if not adapter.installed():
-        pytest.skip("needs the package numba-cuda")
-    environment = {
-        **os.environ,
-        "NUMBA_ENABLE_CUDASIM": "1",
-        "FGRAD_CUDASIM_RACES": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
+@simulated.needed
 @pytest.mark.parametrize("name", CASES)
-def test_simulated(name, results):
-    assert not results[name], results[name]
+def test_simulated(name):
+    found = simulated.outcome(__file__)[name]
+    assert not found, found
 
 
 # ------------------------------------------------------------------------------------------------ compiled
@@ -169,11 +148,4 @@ def test_only_where_asked_for_and_possible():
 
 
 if __name__ == "__main__":
-    found = {}
-    for case, check in CASES.items():
-        try:
-            check()
-            found[case] = ""
-        except Exception:
-            found[case] = traceback.format_exc()
-    print(json.dumps(found))
+    simulated.report(CASES)

@@ -9,6 +9,8 @@ runs every function `case_*` of a file and prints what went wrong with each ("" 
     @pytest.mark.parametrize("case", simulated.names(CASES))
     def test_on_the_device(case):
         simulated.check(CASES, case)
+
+A function `before_each` of the file runs before each case.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -50,10 +53,20 @@ def check(path: pathlib.Path, case: str) -> None:
         pytest.fail(found, pytrace=False)
 
 
-@functools.cache
 def _results(path: pathlib.Path) -> dict[str, str]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.runtime.cuda.simulated", str(path)]
-    env = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "FGRAD_CUDASIM_RACES": "1"}
+    return outcome("-m", "tests.runtime.cuda.simulated", str(path))
+
+
+@functools.cache
+def outcome(*arguments: str) -> dict[str, str]:
+    """What `python` with these arguments prints last, run once on a simulated GPU that reports races: what went wrong, by case."""
+    command = [sys.executable, "-W", "ignore", *arguments]
+    env = {
+        **os.environ,
+        "NUMBA_ENABLE_CUDASIM": "1",
+        "FGRAD_CUDASIM_RACES": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -64,11 +77,19 @@ def _run(path: pathlib.Path, wanted: list[str]) -> dict[str, str]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {name: _attempt(getattr(module, name)) for name in wanted or names(path)}
+    before = getattr(module, "before_each", None)
+    return {name: _attempt(getattr(module, name), before) for name in wanted or names(path)}
 
 
-def _attempt(case) -> str:
+def report(cases: Mapping[str, Callable[[], None]]) -> None:
+    """Run cases that a test's own file holds, as its `outcome`."""
+    print(json.dumps({name: _attempt(case) for name, case in cases.items()}))
+
+
+def _attempt(case: Callable[[], None], before: Callable[[], None] | None = None) -> str:
     try:
+        if before is not None:
+            before()
         case()
     except BaseException:  # pytest.fail among them
         return traceback.format_exc()[-4000:]

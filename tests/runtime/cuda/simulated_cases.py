@@ -1,14 +1,9 @@
 """Compiled programs in Numba's simulator, over the simulated driver and over the driver for hardware with a fake API below it.
 
-    NUMBA_ENABLE_CUDASIM=1 python -m tests.runtime.cuda.simulated_cases
-
-runs every function `case_*` here and prints what went wrong with each ("" if nothing) as JSON.
+(Run by `simulated.py`.)
 """
 
 from __future__ import annotations
-
-import json
-import traceback
 
 import numpy as np
 
@@ -25,6 +20,11 @@ from tests.runtime.cuda.fake_driver import FakeDriver
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.random((12, 5, 3), "float32"), RNG.integers(0, 3, 12)
+
+
+def before_each() -> None:
+    """A GPU of its own for each case."""
+    runtime._devices.clear()
 
 
 def faked(hasty: set[int]) -> FakeDriver:
@@ -120,20 +120,3 @@ def case_a_foreign_array_that_is_not_aligned():
     shown = {"shape": (8,), "typestr": "<f4", "data": (mine.ctypes.data, False), "version": 3}
     x = fgrad.from_cuda(type("Foreign", (), {"__cuda_array_interface__": shown})())
     assert (x + 1).tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
-
-
-def main() -> None:
-    found = {}
-    for name, case in list(globals().items()):
-        if name.startswith("case_"):
-            runtime._devices.clear()
-            try:
-                case()
-                found[name] = ""
-            except Exception:
-                found[name] = traceback.format_exc()
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
